@@ -1,0 +1,47 @@
+# Two commands: `make serve` and `make test`. Everything they need goes into .venv, pinned and checked by hash.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+
+.PHONY: serve test check format bench pins clean
+
+serve: $(VENV)/serve.done
+	@exec $(BIN)/turnlog serve --first-key
+
+test: check
+	$(BIN)/python -m pytest
+
+# Format, lint and types, as CI has them.
+check: $(VENV)/test.done
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+format: $(VENV)/test.done
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: $(VENV)/test.done
+	$(BIN)/python -m bench
+
+$(BIN)/python:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Turnlog needs Python 3.11 or newer: make PYTHON=…")'
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/serve.done: requirements/serve.txt pyproject.toml | $(BIN)/python
+	$(PIP) install --require-hashes --requirement requirements/serve.txt
+	$(PIP) install --no-deps --no-build-isolation --editable .
+	@touch $@
+
+$(VENV)/test.done: requirements/test.txt $(VENV)/serve.done
+	$(PIP) install --require-hashes --requirement requirements/test.txt
+	@touch $@
+
+# Make the pinned requirements anew, from what pyproject.toml asks for.
+pins: $(VENV)/serve.done
+	$(PIP) install 'pip-tools>=7.5'
+	cd requirements && $(MAKE) -f pins.mk RESOLVER=../$(BIN)/pip-compile
+
+clean:
+	rm -rf $(VENV)

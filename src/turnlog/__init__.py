@@ -1,0 +1,3 @@
+"""Turnlog: a durable, self-hosted server of ASAPP's Conversations API."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,171 @@
+"""``turnlog serve``: the only place that builds a whole server out of its parts."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import secrets
+import socket
+import sys
+import time
+from typing import TYPE_CHECKING
+
+import click
+import structlog
+import uvloop
+
+from turnlog import __version__, instants, logs
+from turnlog.cli.keys import DEFAULT_ACCOUNT, new_key, now_us
+from turnlog.cli.settings import file_option, settings, store_option
+from turnlog.errors import SettingError
+from turnlog.http.app import App
+from turnlog.http.bodies import BodyReader
+from turnlog.http.operations import OPERATIONS, Context
+from turnlog.http.public import public_operations
+from turnlog.http.server import make_server, open_connections
+from turnlog.ids import Ulids
+from turnlog.keyring import Keyring
+from turnlog.metrics import Metrics
+from turnlog.service import Service
+from turnlog.store.connect import open_store
+from turnlog.writer import Writer
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from turnlog.config import Config
+    from turnlog.store.protocol import Store
+
+_US_PER_HOUR = 3600 * instants.US_PER_S
+_log = structlog.get_logger()
+
+
+@click.command()
+@file_option
+@store_option
+@click.option("--host", help="The address to listen on.  [default: 127.0.0.1]")
+@click.option("--port", type=int, help="The port to listen on; 0 takes a free one.  [default: 8080]")
+@click.option("--first-key", is_flag=True, help="Where the store has no key yet, create one and print a first session.")
+def serve(file: str | None, store: str | None, host: str | None, port: int | None, *, first_key: bool) -> None:
+    """Serve the Conversations API until SIGINT or SIGTERM."""
+    config = settings(file, store=store, host=host, port=port).config
+    logs.configure(config.log_level, lambda: instants.render(now_us()))
+    listener = _listen(config)
+    with uvloop_runner() as runner:
+        status = runner.run(_serve(config, listener, first_key=first_key))
+    if status:
+        sys.exit(status)
+
+
+@contextlib.contextmanager
+def uvloop_runner() -> Iterator[asyncio.Runner]:
+    """An event loop on uvloop."""
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        yield runner
+
+
+def _listen(config: Config) -> socket.socket:
+    """The listening socket, bound before anything else: a port that is taken is known before the store is touched."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            config.host, config.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        listener = socket.socket(family, kind, protocol)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+    except OSError as error:
+        raise SettingError(f"cannot listen on {config.host} port {config.port}: {error.strerror or error}") from error
+    return listener
+
+
+async def _serve(config: Config, listener: socket.socket, *, first_key: bool) -> int:
+    """Run until told to stop; 0 after a clean stop, 1 where the store failed."""
+    store = open_store(config.store, idempotency_ttl_us=config.idempotency_hours * _US_PER_HOUR)
+    failures: list[BaseException] = []
+    metrics = Metrics()
+    ids = Ulids(now_us, secrets.randbits)
+
+    def fail(failure: BaseException) -> None:
+        failures.append(failure)
+        _log.error("store_failed", error=str(failure))
+        server.should_exit = True
+
+    writer = Writer(
+        store,
+        max_rows=config.max_queued_messages,
+        deadline_s=config.write_deadline_s,
+        on_batch=metrics.batch,
+        on_failure=fail,
+    )
+    metrics.gauge("turnlog_queue_rows", "Messages waiting for a transaction.", lambda: writer.queued_rows)
+    metrics.gauge("turnlog_open_connections", "Open connections.", lambda: open_connections(server))
+    keyring = Keyring(now_us, time.monotonic)
+    service = Service(store, writer, ids, now_us, refuse_repeats=config.refuse_repeats)
+    context = Context(service, BodyReader(lenient=config.lenient))
+    operations = (
+        *OPERATIONS,
+        *public_operations(OPERATIONS, config, metrics, store.health, service.is_healthy),
+    )
+    app = App(operations, context, keyring, metrics, config, ids)
+
+    def started() -> None:
+        host, port = listener.getsockname()[:2]
+        base = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+        _log.info("listening", address=base, store=config.store, version=__version__)
+        if banner:
+            click.echo(banner.replace("{base}", base))
+
+    banner = _prepare_keys(store, keyring, first_key=first_key)
+    server = make_server(app, config, ids.new, metrics, started)
+    background = [
+        asyncio.create_task(keyring.follow(store, asyncio.sleep)),
+        asyncio.create_task(service.forget_idempotency(config.idempotency_hours * _US_PER_HOUR, asyncio.sleep)),
+    ]
+    await server.serve(sockets=[listener])
+    for task in background:
+        task.cancel()
+    await asyncio.gather(*background, return_exceptions=True)
+    await writer.drain()
+    await store.close()
+    _log.info("stopped", clean=not failures)
+    return 1 if failures else 0
+
+
+def _prepare_keys(store: Store, keyring: Keyring, *, first_key: bool) -> str:
+    """Load the keys; what to print once the server listens."""
+    records = store.keys()
+    if not records and not first_key:
+        _log.warning("no_keys", hint="nobody can come in: create a key with `turnlog keys create NAME`")
+    if records or not first_key:
+        keyring.refresh(store)
+        return _KEPT if first_key else ""
+    record, secret = new_key("first", DEFAULT_ACCOUNT)
+    store.add_key(record)
+    keyring.refresh(store)
+    return _FIRST_SESSION.replace("{id}", record.key.id).replace("{secret}", secret)
+
+
+_KEPT = """\
+Turnlog is listening on {base}; its keys are those of the first start.
+For another one: .venv/bin/turnlog keys create NAME      API: {base}/docs      stop: Ctrl-C"""
+
+_FIRST_SESSION = """\
+Turnlog is listening on {base}. This is its first key; the secret is shown only now:
+
+  asapp-api-id:     {id}
+  asapp-api-secret: {secret}
+
+Try it: a conversation, a message, the list.
+
+curl -sS -w '\\n' {base}/conversation/v1/conversations \\
+  -H 'asapp-api-id: {id}' -H 'asapp-api-secret: {secret}' \\
+  -H 'content-type: application/json' \\
+  -d '{"id": "DEMO1", "externalId": "demo-1", "customer": {"externalId": "jane"}, "timestamp": "2026-01-31T12:00:00Z"}'
+curl -sS -w '\\n' {base}/conversation/v1/conversations/DEMO1/messages \\
+  -H 'asapp-api-id: {id}' -H 'asapp-api-secret: {secret}' \\
+  -H 'content-type: application/json' \\
+  -d '{"text": "Hello!", "sender": {"role": "customer", "externalId": "jane"}, "timestamp": "2026-01-31T12:00:01Z"}'
+curl -sS -w '\\n' {base}/conversation/v1/conversations/DEMO1/messages \\
+  -H 'asapp-api-id: {id}' -H 'asapp-api-secret: {secret}'
+
+API: {base}/docs      stop: Ctrl-C"""

@@ -1,0 +1,1 @@
+"""The wire: HTTP in, HTTP out. Knows the service and no store."""

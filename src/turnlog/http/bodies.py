@@ -1,0 +1,264 @@
+"""Request bodies: from bytes to the model, or to the error that says what is wrong, where, and what would be right.
+
+msgspec decodes and checks the published schema in one pass. It does not see duplicate keys, and does not look into
+fields that it skips; so a body counts as read only if it holds exactly the strings that the schema names, which a
+count of its quotation marks shows, or if the slow and strict reading of ``check_json`` accepts it.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+
+import msgspec
+from msgspec import UNSET, Meta, UnsetType
+
+from turnlog import instants
+from turnlog.errors import MalformedBodyError, SchemaMismatchError, UnprocessableError
+from turnlog.model import (
+    MAX_BATCH_MESSAGES,
+    ROLES,
+    NewAuthentication,
+    NewConversation,
+    NewMessage,
+    Participant,
+    Role,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+MAX_DEPTH = 32
+T = TypeVar("T")
+
+ExternalId = str | int
+"""An integer is accepted while leniency is on, because the published example sends one."""
+
+
+class SenderBody(msgspec.Struct, rename="camel"):
+    role: Role
+    external_id: ExternalId
+
+
+class MessageBody(msgspec.Struct):
+    text: Annotated[str, Meta(min_length=1)]
+    sender: SenderBody
+    timestamp: str
+
+
+class BatchBody(msgspec.Struct):
+    messages: Annotated[list[MessageBody], Meta(min_length=1, max_length=MAX_BATCH_MESSAGES)]
+
+
+class ParticipantBody(msgspec.Struct, rename="camel"):
+    external_id: ExternalId
+    name: str | UnsetType = UNSET
+
+
+class ConversationBody(msgspec.Struct, rename="camel"):
+    external_id: ExternalId
+    customer: ParticipantBody
+    timestamp: str
+    agent: ParticipantBody | UnsetType = UNSET
+    metadata: dict[str, str] | UnsetType = UNSET
+    id: str | UnsetType = UNSET
+
+
+class AuthBody(msgspec.Struct, rename="camel"):
+    body: dict[str, Any] | UnsetType = UNSET
+    cookies: dict[str, Any] | UnsetType = UNSET
+    headers: dict[str, Any] | UnsetType = UNSET
+    token: str | UnsetType = UNSET
+
+
+class AuthenticationBody(msgspec.Struct, rename="camel"):
+    customer_external_id: ExternalId
+    auth: AuthBody | UnsetType = UNSET
+    token: str | UnsetType = UNSET
+    stream_id: str | UnsetType = UNSET
+
+
+_decode_message = msgspec.json.Decoder(MessageBody).decode
+_decode_batch = msgspec.json.Decoder(BatchBody).decode
+_decode_conversation = msgspec.json.Decoder(ConversationBody).decode
+_decode_authentication = msgspec.json.Decoder(AuthenticationBody).decode
+
+# The strings of a message's canonical body: text, sender, role, externalId, timestamp and the values of three of them.
+_MESSAGE_STRINGS = 8
+
+
+class BodyReader:
+    """Reads bodies; ``lenient`` accepts what the published examples do beyond the published schema."""
+
+    def __init__(self, *, lenient: bool) -> None:
+        self._lenient = lenient
+
+    def message(self, raw: bytes) -> NewMessage:
+        """The body of operation 4. Raises MalformedBodyError, SchemaMismatchError, UnprocessableError."""
+        body = _decode(raw, _decode_message)
+        if _strings_in(raw) != _MESSAGE_STRINGS + (type(body.sender.external_id) is str):
+            check_json(raw)
+        return self._message(body, "")
+
+    def batch(self, raw: bytes) -> list[NewMessage]:
+        """The body of operation 7. Raises as ``message``."""
+        body = _decode(raw, _decode_batch)
+        expected = 1 + sum(_MESSAGE_STRINGS + (type(m.sender.external_id) is str) for m in body.messages)
+        if _strings_in(raw) != expected:
+            check_json(raw)
+        return [self._message(message, f"/messages/{index}") for index, message in enumerate(body.messages)]
+
+    def conversation(self, raw: bytes) -> NewConversation:
+        """The body of operation 1. Raises as ``message``."""
+        body = _decode(raw, _decode_conversation)
+        check_json(raw)
+        return NewConversation(
+            self._external_id(body.external_id, "/externalId"),
+            self._participant(body.customer, "/customer"),
+            _instant(body.timestamp, "/timestamp"),
+            None if body.agent is UNSET else self._participant(body.agent, "/agent"),
+            None if body.metadata is UNSET else body.metadata,
+            None if body.id is UNSET else body.id,
+        )
+
+    def authentication(self, raw: bytes) -> NewAuthentication:
+        """The body of operation 9: which parts were sent; what they hold ends here. Raises as ``message``."""
+        body = _decode(raw, _decode_authentication)
+        check_json(raw)
+        auth = body.auth
+        if auth is UNSET and self._lenient and body.token is not UNSET:
+            auth = AuthBody(token=body.token)
+        if auth is UNSET:
+            raise SchemaMismatchError("[Path '/auth'] required field is missing")
+        parts = tuple(name for name in auth.__struct_fields__ if getattr(auth, name) is not UNSET)
+        if not parts:
+            raise SchemaMismatchError("[Path '/auth'] expected at least one of body, cookies, headers, token")
+        return NewAuthentication(
+            self._external_id(body.customer_external_id, "/customerExternalId"),
+            parts,
+            None if body.stream_id is UNSET else body.stream_id,
+        )
+
+    def _message(self, body: MessageBody, pointer: str) -> NewMessage:
+        sender = body.sender
+        return NewMessage(
+            body.text,
+            sender.role,
+            self._external_id(sender.external_id, f"{pointer}/sender/externalId"),
+            _instant(body.timestamp, f"{pointer}/timestamp"),
+        )
+
+    def _participant(self, body: ParticipantBody, pointer: str) -> Participant:
+        external_id = self._external_id(body.external_id, f"{pointer}/externalId")
+        return Participant(external_id, None if body.name is UNSET else body.name)
+
+    def _external_id(self, given: ExternalId, pointer: str) -> str:
+        if isinstance(given, str):
+            return given
+        if self._lenient:
+            return str(given)
+        raise SchemaMismatchError(f"[Path '{pointer}'] Expected `str`, got `int`")
+
+
+def _instant(text: str, pointer: str) -> int:
+    try:
+        return instants.parse(text)
+    except instants.NotAnInstantError:
+        raise SchemaMismatchError(f"[Path '{pointer}'] Expected {instants.EXPECTED}") from None
+    except instants.OutOfRangeError:
+        raise UnprocessableError(f"[Path '{pointer}'] outside the years 0001 to 9999 UTC") from None
+
+
+def _decode(raw: bytes, decoder: Callable[[bytes], T]) -> T:
+    try:
+        return decoder(raw)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        check_json(raw)  # what is not JSON at all is another error, wherever in the body it shows
+        if not isinstance(error, msgspec.ValidationError):
+            raise MalformedBodyError("the body is not JSON") from None
+        raise _schema_mismatch(str(error)) from None
+
+
+_PROBLEM = re.compile(r"(?P<what>.*?)(?: - at `(?:key in )?\$(?P<path>.*)`)?", re.DOTALL)
+_MISSING = re.compile(r"Object missing required field `(\w+)`")
+
+
+def _schema_mismatch(problem: str) -> SchemaMismatchError:
+    """Msgspec's words with a JSON pointer for its path, and the values that would be right."""
+    match = _PROBLEM.fullmatch(problem)
+    what, path = (problem, "") if match is None else (match["what"], match["path"] or "")
+    pointer = re.sub(r"\[(\d+)\]", r"/\1", path).replace("[...]", "").replace(".", "/")
+    missing = _MISSING.fullmatch(what)
+    if missing is not None:
+        return SchemaMismatchError(f"[Path '{pointer}/{missing[1]}'] required field is missing")
+    if pointer.endswith("/role"):
+        what = f"Expected one of {', '.join(ROLES)}"
+    return SchemaMismatchError(f"[Path '{pointer}'] {what}")
+
+
+def _strings_in(raw: bytes) -> int:
+    """How many strings a JSON text holds, names included; -1 where its backslashes make that hard to say."""
+    if b"\\" not in raw:
+        return raw.count(b'"') // 2
+    if b"\\\\" in raw:
+        return -1
+    return (raw.count(b'"') - raw.count(b'\\"')) // 2
+
+
+def check_json(raw: bytes) -> None:
+    """Raises MalformedBodyError unless ``raw`` is JSON as the contract has it: 400-01 lists what it is not."""
+    try:
+        value = json.loads(
+            raw.decode("utf-8"),
+            object_pairs_hook=_without_duplicates,
+            parse_constant=_no_constant,
+            parse_int=_any_number,
+            parse_float=_any_number,
+        )
+        _check_values(value)
+    except json.JSONDecodeError as error:
+        raise MalformedBodyError(f"the body is not JSON: {error.msg} at character {error.pos}") from None
+    except UnicodeDecodeError as error:
+        raise MalformedBodyError(f"the body is not JSON: not UTF-8 at byte {error.start}") from None
+    except UnicodeEncodeError:
+        raise MalformedBodyError("the body is not JSON: a surrogate stands alone") from None
+    except RecursionError:
+        raise MalformedBodyError(_TOO_DEEP) from None
+
+
+_TOO_DEEP = f"the body is not accepted as JSON: nested deeper than {MAX_DEPTH}"
+
+
+def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise MalformedBodyError("the body is not accepted as JSON: a name occurs twice in one object")
+    return found
+
+
+def _no_constant(_text: str) -> Any:
+    raise MalformedBodyError("the body is not JSON: NaN and Infinity are not numbers there")
+
+
+def _any_number(_text: str) -> int:
+    return 0  # its digits are not looked at here: a number of any length is JSON
+
+
+def _check_values(value: Any) -> None:
+    """Depth and surrogates, without recursion: what comes in may be nested as deep as the decoder let it."""
+    level, depth = [value], 0
+    while level:
+        depth += 1
+        deeper: list[Any] = []
+        for item in level:
+            if isinstance(item, str):
+                item.encode("utf-8")
+            elif isinstance(item, dict):
+                deeper.extend(item)
+                deeper.extend(item.values())
+            elif isinstance(item, list):
+                deeper.extend(item)
+        if depth > MAX_DEPTH and any(isinstance(item, (dict, list)) for item in level):
+            raise MalformedBodyError(_TOO_DEEP)
+        level = deeper

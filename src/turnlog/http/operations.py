@@ -1,0 +1,166 @@
+"""The operations as the wire has them: one row each; routes, permissions, OpenAPI, metrics and tests follow from it."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from turnlog.http.bodies import BodyReader
+from turnlog.http.representations import PageView, conversation_view, encode, message_view
+from turnlog.http.responses import Response
+from turnlog.model import Permission
+from turnlog.service import Service
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable
+
+    from turnlog.config import Config
+    from turnlog.http.requests import Request
+    from turnlog.model import ApiKey, Message
+
+    Handler = Callable[["Context", Request], Awaitable[Response]]
+
+
+class Context(msgspec.Struct, frozen=True):
+    """What a handler works with."""
+
+    service: Service
+    bodies: BodyReader
+
+
+class Operation(msgspec.Struct, frozen=True):
+    """One operation. ``permission`` is what a key needs; ``public`` needs no key."""
+
+    name: str
+    method: str
+    path: str
+    handler: Handler
+    permission: Permission | None = None
+    public: bool = False
+    batch: bool = False
+
+    def max_body_bytes(self, config: Config) -> int:
+        """The limit that its body is under."""
+        return config.max_batch_body_bytes if self.batch else config.max_body_bytes
+
+
+async def _create_conversation(context: Context, request: Request) -> Response:
+    new = context.bodies.conversation(await request.body())
+    conversation_id = await context.service.create_conversation(request.key, new)
+    return Response(encode({"id": conversation_id}))
+
+
+async def _find_conversations(context: Context, request: Request) -> Response:
+    found = await context.service.find_conversations(request.key, request.query().external_id())
+    return Response(encode({"items": [conversation_view(conversation) for conversation in found]}))
+
+
+async def _read_conversation(context: Context, request: Request) -> Response:
+    found = await context.service.read_conversation(request.key, request.path["conversationId"])
+    return Response(encode(conversation_view(found)))
+
+
+async def _create_message(context: Context, request: Request) -> Response:
+    key = request.idempotency_key()
+    message = context.bodies.message(await request.body())
+    message_id = await context.service.create_message(request.key, request.path["conversationId"], message, key)
+    return Response(b'{"id":"%s"}' % message_id.encode())
+
+
+async def _create_messages(context: Context, request: Request) -> Response:
+    key = request.idempotency_key()
+    messages = context.bodies.batch(await request.body())
+    ids = await context.service.create_messages(request.key, request.path["conversationId"], messages, key)
+    return Response(encode({"ids": ids}))
+
+
+async def _list_messages(context: Context, request: Request) -> Response:
+    return await _listing(context, request, request.path["conversationId"])
+
+
+async def _list_messages_by_external_id(context: Context, request: Request) -> Response:
+    external_id = request.query().external_id()
+    return await _listing(context, request, await context.service.conversation_id_of(request.key, external_id))
+
+
+async def _listing(context: Context, request: Request, conversation_id: str) -> Response:
+    query = request.query()
+    limit, after = query.limit(), query.one("after")
+    if limit is None and after is None:
+        return await _whole_listing(context.service, request.key, conversation_id)
+    page = await context.service.list_messages(request.key, conversation_id, limit or DEFAULT_PAGE_MESSAGES, after)
+    return Response(encode(PageView([message_view(message) for message in page.items], page.next_cursor)))
+
+
+DEFAULT_PAGE_MESSAGES = 100
+"""The page size where ``after`` comes without ``limit``."""
+
+
+async def _whole_listing(service: Service, key: ApiKey, conversation_id: str) -> Response:
+    """The first part is read before the answer begins, so that an error is an error; a short listing is sent whole."""
+    parts = service.stream_messages(key, conversation_id)
+    first = await anext(parts)
+    second = await anext(parts, None)
+    if second is None:
+        return Response(b'{"items":[' + _items(first) + b"]}")
+    return Response(stream=_stream(first, second, parts))
+
+
+def _items(messages: list[Message]) -> bytes:
+    return encode([message_view(message) for message in messages])[1:-1]
+
+
+async def _stream(
+    first: list[Message], second: list[Message], rest: AsyncIterator[list[Message]]
+) -> AsyncIterator[bytes]:
+    yield b'{"items":[' + _items(first)
+    if second:
+        yield b"," + _items(second)
+    async for part in rest:
+        if part:
+            yield b"," + _items(part)
+        await asyncio.sleep(0)  # a fast reader never makes the socket wait: let the others have their turn
+    yield b"]}"
+
+
+async def _read_message(context: Context, request: Request) -> Response:
+    path = request.path
+    found = await context.service.read_message(request.key, path["conversationId"], path["messageId"])
+    return Response(encode(message_view(found)))
+
+
+async def _authenticate(context: Context, request: Request) -> Response:
+    fact = context.bodies.authentication(await request.body())
+    await context.service.authenticate(request.key, request.path["conversationId"], fact)
+    return Response(status=204)
+
+
+async def _health(context: Context, _request: Request) -> Response:
+    healthy = await context.service.is_healthy()
+    return Response(encode({"healthCheck": "SUCCESS" if healthy else "FAILED"}))
+
+
+_V1 = "/conversation/v1"
+_ONE = f"{_V1}/conversations/{{conversationId}}"
+
+OPERATIONS = (
+    Operation("create_conversation", "POST", f"{_V1}/conversations", _create_conversation, "conversations:write"),
+    Operation("find_conversations", "GET", f"{_V1}/conversations", _find_conversations, "read"),
+    Operation("read_conversation", "GET", _ONE, _read_conversation, "read"),
+    Operation("create_message", "POST", f"{_ONE}/messages", _create_message, "messages:write"),
+    Operation("list_messages", "GET", f"{_ONE}/messages", _list_messages, "read"),
+    Operation("read_message", "GET", f"{_ONE}/messages/{{messageId}}", _read_message, "read"),
+    Operation("create_messages", "POST", f"{_ONE}/messages/batch", _create_messages, "messages:write", batch=True),
+    Operation(
+        "list_messages_by_external_id",
+        "GET",
+        f"{_V1}/conversation/messages",
+        _list_messages_by_external_id,
+        "read",
+    ),
+    Operation("authenticate", "POST", f"{_ONE}/authenticate", _authenticate, "conversations:write"),
+    Operation("health", "GET", "/v1/health", _health),
+)
+"""The nine operations of the contract in its order, and health."""

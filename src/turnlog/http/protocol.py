@@ -1,0 +1,285 @@
+"""HTTP/1.1 below the application: uvicorn's httptools protocol, with the limits, deadlines and envelope it lacks.
+
+uvicorn bounds neither the head of a request nor the time that a client may take over it, and answers what it cannot
+parse with plain text. Everything added here costs nothing on the way of an ordinary request, whose head and body
+arrive together: timers start only where something is missing.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from typing import TYPE_CHECKING, Any
+
+import httptools
+import structlog
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+
+from turnlog.errors import (
+    Error,
+    HeadersTooLargeError,
+    MalformedParameterError,
+    MethodNotAllowedError,
+    OverloadedError,
+    RequestTimeoutError,
+    TargetTooLongError,
+)
+from turnlog.http.responses import error_response
+
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Callable
+
+    from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
+
+    from turnlog.config import Config
+    from turnlog.metrics import Metrics
+
+_log = structlog.get_logger()
+
+MIN_BODY_BYTES_PER_S = 1024
+"""A body that arrives faster than this is given the time that it needs."""
+MAX_UNREAD_BYTES = 16 * 1024 * 1024
+"""What is still taken of a body that was refused, so that its sender gets to read the answer."""
+LINGER_S = 2.0
+"""How long a refused connection is kept for its peer to read the answer."""
+_METHODS = "GET, HEAD, OPTIONS, POST"
+_REQUEST_LINE = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+ /[^ ]* HTTP/1\.[01]\r\n")
+UNPARSED = "unparsed"
+"""The operation, in metrics and logs, of what never became a request."""
+
+
+class Protocol(HttpToolsProtocol):
+    """One connection. ``limits``, ``new_id`` and ``metrics`` are set by ``protocol_class``."""
+
+    limits: Config
+    new_id: Callable[[], str]
+    metrics: Metrics
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._in_head = True
+        self._head_bytes = 0
+        self._body_complete = True
+        self._unread_bytes = 0
+        self._refusal: Error | None = None
+        self._refused = False
+        self._arrival: asyncio.TimerHandle | None = None
+        self._arrival_bytes = 0
+        self._slow_reader: asyncio.TimerHandle | None = None
+        self._linger: asyncio.TimerHandle | None = None
+        self._chunk = b""
+
+    # The connection.
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Take a connection, or turn it away where there are too many."""
+        super().connection_made(transport)
+        if len(self.connections) > self.limits.max_connections:
+            self._refuse(OverloadedError("too many connections", retry_after_s=1))
+            return
+        self._expect_more(self.limits.header_timeout_s)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Forget the connection and its timers."""
+        self._arrived()
+        for timer in (self._slow_reader, self._linger):
+            if timer is not None:
+                timer.cancel()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        """Parse what came, unless the connection is only waiting for its last answer to be read."""
+        if self._refused:
+            return
+        if self._in_head:
+            self._head_bytes += len(data)
+            self._chunk = data
+        elif self.cycle.response_complete:
+            self._unread_bytes += len(data)
+            if self._unread_bytes > MAX_UNREAD_BYTES:
+                self.transport.abort()
+                return
+        self._arrival_bytes += len(data)
+        super().data_received(data)
+        if self._in_head:
+            # The parser reports a header when it is whole: one that never ends is counted here.
+            if self._head_bytes > self.limits.max_target_bytes + self.limits.max_header_bytes:
+                self._refuse(self._headers_too_large())
+            elif self._head_bytes and not self._refused:
+                self._expect_more(self.limits.header_timeout_s)
+        elif not self._body_complete:
+            self._expect_more(self.limits.body_timeout_s)
+
+    # The parser's events.
+
+    def on_message_begin(self) -> None:
+        """A request begins."""
+        super().on_message_begin()
+        self._in_head = True
+        self._head_bytes = max(1, self._head_bytes)
+
+    def on_url(self, url: bytes) -> None:
+        """A part of the target came."""
+        super().on_url(url)
+        if len(self.url) > self.limits.max_target_bytes:
+            self._reject(TargetTooLongError(f"the target is over the limit of {self.limits.max_target_bytes} bytes"))
+
+    def on_headers_complete(self) -> None:
+        """The head is complete: check what the parser lets through, then hand the request to the application."""
+        self._check_head()
+        self._in_head = False
+        self._head_bytes = 0
+        self._unread_bytes = 0
+        self._body_complete = False
+        self._arrived()
+        super().on_headers_complete()
+        if self.parser.should_upgrade():
+            # Whatever follows is another protocol's; answered as HTTP/1.1, it would be read as the next request.
+            self.cycle.keep_alive = False
+
+    def on_message_complete(self) -> None:
+        """The body is complete."""
+        self._body_complete = True
+        self._in_head = True
+        self._head_bytes = 0
+        self._arrived()
+        super().on_message_complete()
+
+    def _check_head(self) -> None:
+        headers, limits = self.headers, self.limits
+        if len(headers) > limits.max_headers or (
+            # What came in one piece with its body is counted whole first, because that is a single number.
+            self._head_bytes > limits.max_header_bytes
+            and sum(len(name) + len(value) for name, value in headers) > limits.max_header_bytes
+        ):
+            self._reject(self._headers_too_large())
+        if not self.url.startswith(b"/"):
+            self._reject(MalformedParameterError("the request target must be a path: /…"))
+        hosts = [name for name, _ in headers].count(b"host")
+        if hosts != 1 and (hosts or self.parser.get_http_version() != "1.0"):
+            self._reject(MalformedParameterError(f"[Header 'Host'] sent {hosts} times: expected once"))
+
+    def _headers_too_large(self) -> HeadersTooLargeError:
+        return HeadersTooLargeError(
+            f"the headers are over the limit of {self.limits.max_headers} and {self.limits.max_header_bytes} bytes"
+        )
+
+    def _reject(self, error: Error) -> None:
+        """Stop the parser from inside one of its events; ``send_400_response`` then answers with ``error``."""
+        self._refusal = error
+        raise httptools.HttpParserError(error.message)
+
+    # Refusals below the application.
+
+    def send_400_response(self, msg: str) -> None:  # noqa: ARG002 - uvicorn's words are not the envelope's
+        """Called by uvicorn, from its ``except``, for what cannot be parsed; the reason may be a limit of ours."""
+        unparsed: Error = MalformedParameterError("not a well-formed HTTP/1.1 request")
+        if isinstance(sys.exception(), httptools.HttpParserInvalidMethodError) and _REQUEST_LINE.match(self._chunk):
+            unparsed = MethodNotAllowedError(f"this server knows no such method: it offers {_METHODS}", _METHODS)
+        self._refuse(self._refusal or unparsed)
+
+    def _refuse(self, error: Error) -> None:
+        """Answer with ``error`` behind the answers that are still due, then close."""
+        if self._refused:
+            return
+        self._refused = True
+        self._refusal = error
+        self._arrived()
+        cycle = self.cycle
+        if self._idle():
+            self._send_refusal()
+        elif self._body_complete:
+            pass  # what is refused comes behind a whole request: on_response_complete goes on
+        elif self.pipeline:
+            self.pipeline.popleft()  # the newest waits there and will never be whole; those before it are answered
+        elif cycle.response_started:
+            self.transport.close()  # it has its answer and goes on sending
+        else:
+            cycle.disconnected = True  # the application must not answer any more
+            cycle.message_event.set()
+            self._send_refusal()
+
+    def _idle(self) -> bool:
+        """Whether no request is under way."""
+        cycle: RequestResponseCycle | None = self.cycle  # None before the first request, whatever uvicorn's types say
+        return cycle is None or (cycle.response_complete and self._body_complete)
+
+    def _send_refusal(self) -> None:
+        error = self._refusal
+        if error is None or self.transport.is_closing():
+            return
+        request_id = self.new_id()
+        response = error_response(error, request_id)
+        head = [STATUS_LINE[response.status]]
+        for name, value in (*self.server_state.default_headers, *response.head(request_id)):
+            head.append(name + b": " + value + b"\r\n")
+        self.transport.write(b"".join((*head, b"connection: close\r\n\r\n", response.body)))
+        self._close_gently()
+        self.metrics.request(UNPARSED, response.status, 0.0)
+        if self.limits.log_requests != "none":
+            _log.info(
+                "request",
+                request_id=request_id,
+                operation=UNPARSED,
+                status=response.status,
+                why=error.message,
+            )
+
+    def _close_gently(self) -> None:
+        """Close our side and let the peer finish: closed with bytes unread, the kernel's reset would eat the answer."""
+        if not self.transport.can_write_eof():
+            self.transport.close()
+            return
+        self.transport.write_eof()
+        self._linger = self.loop.call_later(LINGER_S, self.transport.abort)
+
+    def on_response_complete(self) -> None:
+        """An answer has left: go on with the next request, or with the refusal that waits behind it."""
+        if self._refused and not self.pipeline:
+            self._send_refusal()
+            return
+        super().on_response_complete()
+        if self._in_head and self._head_bytes:
+            self._unset_keepalive_if_required()  # the next request has begun, and its own deadline runs
+
+    # Deadlines.
+
+    def _expect_more(self, timeout_s: float) -> None:
+        if self._arrival is None:
+            self._arrival_bytes = 0
+            self._arrival = self.loop.call_later(timeout_s, self._late, timeout_s)
+
+    def _arrived(self) -> None:
+        if self._arrival is not None:
+            self._arrival.cancel()
+            self._arrival = None
+
+    def _late(self, waited_s: float) -> None:
+        """A head has its time; a body has longer as long as it keeps coming."""
+        self._arrival = None
+        if not self._in_head and self._arrival_bytes >= MIN_BODY_BYTES_PER_S * waited_s:
+            self._expect_more(self.limits.body_timeout_s)
+        elif self._in_head and not self._head_bytes:
+            self.transport.close()
+        else:
+            what = "head" if self._in_head else "body"
+            self._refuse(RequestTimeoutError(f"the request's {what} did not arrive in time"))
+
+    def pause_writing(self) -> None:
+        """The peer does not take what it is sent: it has ``write_timeout_s`` to go on."""
+        super().pause_writing()
+        if self._slow_reader is None:
+            self._slow_reader = self.loop.call_later(self.limits.write_timeout_s, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        """The peer goes on reading."""
+        super().resume_writing()
+        if self._slow_reader is not None:
+            self._slow_reader.cancel()
+            self._slow_reader = None
+
+
+def protocol_class(limits: Config, new_id: Callable[[], str], metrics: Metrics) -> type[Protocol]:
+    """Uvicorn makes one instance per connection and passes nothing of ours: so a class with what it needs."""
+    return type("BoundProtocol", (Protocol,), {"limits": limits, "new_id": staticmethod(new_id), "metrics": metrics})

@@ -1,0 +1,114 @@
+"""One request on its way through: its headers, its credentials, its body within the limit."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from turnlog.errors import BodyTooLargeError, UnsupportedMediaTypeError
+from turnlog.http.parameters import Query, idempotency_key
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from turnlog.keyring import Held
+    from turnlog.model import ApiKey
+
+    Scope = dict[str, Any]
+    Receive = Callable[[], Awaitable[dict[str, Any]]]
+
+
+class ClientGoneError(Exception):
+    """The client closed the connection before its request was complete: there is nobody to answer."""
+
+
+class Request:
+    """What an operation sees. ``key`` is set once the credentials are checked, before any handler runs."""
+
+    __slots__ = ("_receive", "headers", "held", "id", "max_body_bytes", "path", "scope")
+
+    def __init__(self, scope: Scope, receive: Receive, request_id: str) -> None:
+        self.scope = scope
+        self.id = request_id
+        self.path: dict[str, str] = {}
+        self.headers: dict[bytes, bytes] = dict(scope["headers"])
+        self.held: Held | None = None
+        self.max_body_bytes = 0
+        self._receive = receive
+
+    @property
+    def key(self) -> ApiKey:
+        """The key that the request came with."""
+        assert self.held is not None  # noqa: S101 - App.answer admits before it calls a handler that needs a key
+        return self.held.key
+
+    def count(self, name: bytes) -> int:
+        """How often a header was sent."""
+        return sum(1 for key, _ in self.scope["headers"] if key == name)
+
+    def credentials(self) -> tuple[str, bytes] | None:
+        """The id and the secret; ``None`` where one is missing or was sent more than once."""
+        headers = self.headers
+        key_id, secret = headers.get(b"asapp-api-id"), headers.get(b"asapp-api-secret")
+        if key_id is None or secret is None:
+            return None
+        # A dict keeps the last of two equal names: only where something was dropped is it worth counting.
+        if len(headers) != len(self.scope["headers"]) and (
+            self.count(b"asapp-api-id") > 1 or self.count(b"asapp-api-secret") > 1
+        ):
+            return None
+        return key_id.decode("latin-1"), secret
+
+    def query(self) -> Query:
+        """The query's parameters. Raises MalformedParameterError."""
+        return Query(self.scope["query_string"])
+
+    def idempotency_key(self) -> str | None:
+        """The value of ``Idempotency-Key``. Raises MalformedParameterError."""
+        if b"idempotency-key" not in self.headers:
+            return None
+        return idempotency_key([v.decode("latin-1") for k, v in self.scope["headers"] if k == b"idempotency-key"])
+
+    def check_length(self) -> None:
+        """Refuse a body that says it is too long before any of it is read. Raises BodyTooLargeError."""
+        length = self.headers.get(b"content-length")
+        if length is not None and len(length) < 20 and int(length) > self.max_body_bytes:
+            raise self._too_large()
+
+    def _too_large(self) -> BodyTooLargeError:
+        return BodyTooLargeError(f"the body is over the limit of {self.max_body_bytes} bytes")
+
+    async def body(self) -> bytes:
+        """The whole body, as JSON is to be sent. Raises UnsupportedMediaTypeError, BodyTooLargeError."""
+        event = await self._receive()
+        if event["type"] == "http.disconnect":
+            raise ClientGoneError
+        body: bytes = event["body"]
+        if event["more_body"]:
+            body = await self._rest(body)
+        if len(body) > self.max_body_bytes:
+            raise self._too_large()
+        if body or b"content-type" in self.headers:
+            self._check_media_type()
+        return body
+
+    async def _rest(self, start: bytes) -> bytes:
+        body, more = bytearray(start), True
+        while more:
+            if len(body) > self.max_body_bytes:
+                raise self._too_large()
+            event = await self._receive()
+            if event["type"] == "http.disconnect":
+                raise ClientGoneError
+            body += event["body"]
+            more = event["more_body"]
+        return bytes(body)
+
+    def _check_media_type(self) -> None:
+        content_type = self.headers.get(b"content-type", b"")
+        if content_type != b"application/json":
+            media_type, _, parameters = content_type.lower().partition(b";")
+            charset = parameters.replace(b" ", b"").replace(b'"', b"")
+            if media_type.strip() != b"application/json" or charset not in (b"", b"charset=utf-8"):
+                raise UnsupportedMediaTypeError("[Header 'Content-Type'] expected application/json")
+        if self.headers.get(b"content-encoding", b"identity").lower() != b"identity":
+            raise UnsupportedMediaTypeError("[Header 'Content-Encoding'] expected a body that is not encoded")

@@ -1,0 +1,55 @@
+"""The log: one JSON object per line on standard error; never a message's text, a secret or a request's body."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from typing import TYPE_CHECKING
+
+import msgspec
+import structlog
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import TextIO
+
+    from structlog.typing import EventDict, Processor
+
+_MAX_VALUE_CHARS = 2000
+
+
+def configure(level: str, now_text: Callable[[], str], stream: TextIO | None = None) -> None:
+    """Send this program's events and its libraries' warnings to ``stream`` (standard error) from ``level`` up."""
+    number = logging.getLevelNamesMapping()[level.upper()]
+
+    def stamp(_logger: object, _method: str, event: EventDict) -> EventDict:
+        return {"time": now_text(), **event}
+
+    shared: list[Processor] = [structlog.stdlib.add_log_level, stamp]
+    closing: list[Processor] = [structlog.processors.format_exc_info, _bounded, _render]
+    target = sys.stderr if stream is None else stream
+    structlog.configure(
+        processors=[*shared, *closing],
+        wrapper_class=structlog.make_filtering_bound_logger(number),
+        logger_factory=structlog.PrintLoggerFactory(target),
+    )
+    handler = logging.StreamHandler(target)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=shared,
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *closing],
+        )
+    )
+    logging.basicConfig(handlers=[handler], level=max(number, logging.WARNING), force=True)
+
+
+def _bounded(_logger: object, _method: str, event: EventDict) -> EventDict:
+    """Cut what is long; JSON escapes what could forge a line."""
+    for key, value in event.items():
+        if isinstance(value, str) and len(value) > _MAX_VALUE_CHARS and key != "exception":
+            event[key] = value[:_MAX_VALUE_CHARS] + "…"
+    return event
+
+
+def _render(_logger: object, _method: str, event: EventDict) -> str:
+    return msgspec.json.encode(event, enc_hook=repr).decode("utf-8", "backslashreplace")

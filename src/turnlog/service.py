@@ -1,0 +1,221 @@
+"""What the product does: each operation once, under the name that HTTP, OpenAPI, the CLI and the metrics use too.
+
+Permissions are checked before (keyring.py); here are ids, time, limits, idempotency and what counts as existing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from typing import TYPE_CHECKING, NamedTuple
+
+import msgspec
+
+from turnlog import limits
+from turnlog.errors import Error, MalformedParameterError, NotFoundError
+from turnlog.ids import NotACursorError, Place, cursor, place
+from turnlog.store.protocol import (
+    AppendMessages,
+    ForgetIdempotency,
+    Idempotency,
+    PutConversation,
+    RecordAuthentication,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+
+    from turnlog.ids import Ulids
+    from turnlog.model import ApiKey, Conversation, Message, NewAuthentication, NewConversation, NewMessage
+    from turnlog.store.protocol import Reader
+    from turnlog.writer import Writer
+
+STREAM_MESSAGES = 250
+"""Messages read at a time for a whole listing: bounds its memory, and how long it keeps others waiting."""
+FORGET_INTERVAL_S = 60.0
+
+
+class Page(NamedTuple):
+    """Some messages of a conversation in order, and the cursor behind them where there are more."""
+
+    items: list[Message]
+    next_cursor: str | None
+
+
+def no_such_conversation() -> NotFoundError:
+    """The same for a conversation that never was and for another account's."""
+    return NotFoundError("no such conversation in this account")
+
+
+def no_such_message() -> NotFoundError:
+    """The same for a message that never was and for one of another conversation or account."""
+    return NotFoundError("no such message in this conversation")
+
+
+class Service:
+    """The operations. Methods that record return when what they recorded is durable.
+
+    They raise the refusals of errors.py, and OverloadedError or OutcomeUnknownError as Writer.submit says.
+    """
+
+    def __init__(
+        self, reader: Reader, writer: Writer, ids: Ulids, now_us: Callable[[], int], *, refuse_repeats: bool
+    ) -> None:
+        self._reader = reader
+        self._writer = writer
+        self._ids = ids
+        self._now_us = now_us
+        self._refuse_repeats = refuse_repeats
+
+    def _created_at(self) -> int:
+        return self._now_us() // 1000 * 1000  # as precise as the time in an id
+
+    # Conversations.
+
+    async def create_conversation(self, key: ApiKey, new: NewConversation) -> str:
+        """Create the conversation, or update the one with this external id; its id."""
+        limits.check_conversation(new)
+        put = PutConversation(key.account, new, self._ids.new(), self._created_at())
+        return str(await self._writer.submit(put))
+
+    async def find_conversations(self, key: ApiKey, external_id: str) -> list[Conversation]:
+        """The conversation with this external id, if there is one."""
+        found = await self._reader.conversation_by_external_id(key.account, external_id)
+        return [] if found is None else [found]
+
+    async def read_conversation(self, key: ApiKey, conversation_id: str) -> Conversation:
+        """The conversation. Raises NotFoundError."""
+        found = await self._reader.conversation(key.account, conversation_id)
+        if found is None:
+            raise no_such_conversation()
+        return found
+
+    async def authenticate(self, key: ApiKey, conversation_id: str, fact: NewAuthentication) -> None:
+        """Record that a customer authenticated. Raises NotFoundError."""
+        limits.check_authentication(fact)
+        await self._writer.submit(RecordAuthentication(key.account, conversation_id, fact, self._created_at()))
+
+    # Recording messages.
+
+    async def create_message(
+        self, key: ApiKey, conversation_id: str, message: NewMessage, idempotency_key: str | None
+    ) -> str:
+        """Record one message; its id. Raises NotFoundError, AlreadyRecordedError, IdempotencyKeyReusedError."""
+        limits.check_message(message)
+        ids = await self._append(key, conversation_id, "create_message", (message,), idempotency_key)
+        return ids[0]
+
+    async def create_messages(
+        self, key: ApiKey, conversation_id: str, messages: Sequence[NewMessage], idempotency_key: str | None
+    ) -> list[str]:
+        """Record messages, all or none, in their order; their ids in that order. Raises as ``create_message``."""
+        for index, message in enumerate(messages):
+            limits.check_message(message, f"/messages/{index}")
+        return await self._append(key, conversation_id, "create_messages", messages, idempotency_key)
+
+    def _append(
+        self,
+        key: ApiKey,
+        conversation_id: str,
+        operation: str,
+        messages: Sequence[NewMessage],
+        idempotency_key: str | None,
+    ) -> Awaitable[list[str]]:
+        idempotency = None
+        if idempotency_key is not None:
+            idempotency = Idempotency(idempotency_key, _fingerprint(operation, conversation_id, messages))
+        write = AppendMessages(
+            key.account,
+            conversation_id,
+            messages,
+            [self._ids.new() for _ in messages],
+            self._created_at(),
+            idempotency,
+            self._refuse_repeats or key.refuse_repeats,
+        )
+        return self._writer.submit(write)  # type: ignore[return-value] # an append's outcome is its ids
+
+    async def forget_idempotency(self, older_than_us: int, sleep: Callable[[float], Awaitable[object]]) -> None:
+        """For ever: drop idempotency keys that are past their time, a few at a time."""
+        while True:
+            write = ForgetIdempotency(self._now_us() - older_than_us)
+            with contextlib.suppress(Error):  # a full queue or a failed store: there is no hurry
+                while await self._writer.submit(write) == write.limit:
+                    pass
+            await sleep(FORGET_INTERVAL_S)
+
+    # Reading messages.
+
+    async def read_message(self, key: ApiKey, conversation_id: str, message_id: str) -> Message:
+        """The message. Raises NotFoundError where it is not in that conversation."""
+        found = await self._reader.message(key.account, conversation_id, message_id)
+        if found is None:
+            raise no_such_message()
+        return found
+
+    async def list_messages(self, key: ApiKey, conversation_id: str, limit: int, after: str | None) -> Page:
+        """A page of the conversation, by ``client_at``, then in order of arrival.
+
+        Raises NotFoundError, MalformedParameterError where ``after`` is no cursor of this conversation.
+        """
+        start = None if after is None else _place(after, key.account, conversation_id)
+        found = await self._reader.messages(key.account, conversation_id, after=start, limit=limit + 1)
+        if found is None:
+            raise no_such_conversation()
+        if len(found) <= limit:
+            return Page(found, None)
+        last = found[limit - 1]
+        return Page(found[:limit], cursor(Place(last.client_at, last.position), _scope(key.account, conversation_id)))
+
+    async def stream_messages(self, key: ApiKey, conversation_id: str) -> AsyncIterator[list[Message]]:
+        """The whole conversation as it was at the call, a few messages at a time. Raises NotFoundError at the start."""
+        newest = await self._reader.last_position(key.account)
+        after: Place | None = None
+        while True:
+            found = await self._reader.messages(
+                key.account, conversation_id, after=after, limit=STREAM_MESSAGES, up_to=newest
+            )
+            if found is None:
+                raise no_such_conversation()
+            yield found
+            if len(found) < STREAM_MESSAGES:
+                return
+            after = Place(found[-1].client_at, found[-1].position)
+
+    async def conversation_id_of(self, key: ApiKey, external_id: str) -> str:
+        """The id of the conversation with this external id. Raises NotFoundError."""
+        found = await self._reader.conversation_by_external_id(key.account, external_id)
+        if found is None:
+            raise no_such_conversation()
+        return found.id
+
+    # Health.
+
+    async def is_healthy(self) -> bool:
+        """Whether the store answers and can record."""
+        if self._writer.failed:
+            return False
+        try:
+            await self._reader.health()
+        except Exception:  # noqa: BLE001 - the question is whether it answers, not why it does not
+            return False
+        return True
+
+
+def _scope(account: str, conversation_id: str) -> str:
+    return f"{account}/{conversation_id}"
+
+
+def _place(after: str, account: str, conversation_id: str) -> Place:
+    try:
+        return place(after, _scope(account, conversation_id))
+    except NotACursorError:
+        raise MalformedParameterError(
+            "[Query 'after'] not a cursor of this conversation: send a nextCursor as it was given"
+        ) from None
+
+
+def _fingerprint(operation: str, conversation_id: str, messages: Sequence[NewMessage]) -> bytes:
+    """What makes a request "the same": its meaning, not the bytes of its body."""
+    parts = (operation, conversation_id, [(m.role, m.sender, m.client_at, m.text) for m in messages])
+    return hashlib.blake2b(msgspec.json.encode(parts), digest_size=16).digest()

@@ -1,0 +1,183 @@
+"""The specification of storage: what every store promises to the rest of the program. It knows no HTTP.
+
+The unit is the operation. ``append`` is the only way in for what is recorded: one call is one transaction, durable
+when it returns. Everything is scoped to an account; what belongs to another account does not exist.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Protocol
+
+import msgspec
+
+from turnlog.model import ApiKey, NewAuthentication, NewConversation, NewMessage, SecretHash
+
+if TYPE_CHECKING:
+    from turnlog.ids import Place
+    from turnlog.model import Conversation, Message
+
+
+class Idempotency(msgspec.Struct, frozen=True):
+    """The caller's idempotency key, and a digest of the request that it stands for."""
+
+    key: str
+    fingerprint: bytes
+
+
+class AppendMessages(msgspec.Struct, frozen=True):
+    """Record ``messages`` in their order, all or none. ``ids`` are theirs, one each, ULIDs of this server.
+
+    With ``idempotency``: where the account used the key before for the same request, nothing is recorded and the
+    first ids are the outcome. With ``refuse_repeats``: a message whose conversation, role, sender, timestamp and text
+    are all recorded already is not recorded again; where that is so for every message of the write, the outcome is
+    AlreadyRecordedError, else the ids of the earlier records stand in their places.
+    """
+
+    account: str
+    conversation: str
+    messages: Sequence[NewMessage]
+    ids: Sequence[str]
+    created_at: int
+    idempotency: Idempotency | None = None
+    refuse_repeats: bool = False
+
+    @property
+    def rows(self) -> int:
+        """How many rows the write may add: what a queue is bounded by."""
+        return len(self.messages)
+
+
+class PutConversation(msgspec.Struct, frozen=True):
+    """Create the conversation, or update the one that has its external id. ``id`` is for a new one without its own."""
+
+    account: str
+    conversation: NewConversation
+    id: str
+    created_at: int
+
+    @property
+    def rows(self) -> int:
+        """See AppendMessages.rows."""
+        return 1
+
+
+class RecordAuthentication(msgspec.Struct, frozen=True):
+    """Record that a customer authenticated in a conversation."""
+
+    account: str
+    conversation: str
+    authentication: NewAuthentication
+    created_at: int
+
+    @property
+    def rows(self) -> int:
+        """See AppendMessages.rows."""
+        return 1
+
+
+class ForgetIdempotency(msgspec.Struct, frozen=True):
+    """Drop up to ``limit`` idempotency keys first used before ``before``; the outcome is how many went."""
+
+    before: int
+    limit: int = 1000
+
+    @property
+    def rows(self) -> int:
+        """See AppendMessages.rows."""
+        return 1
+
+
+Write = AppendMessages | PutConversation | RecordAuthentication | ForgetIdempotency
+Outcome = object
+"""AppendMessages: the ids. PutConversation: the id. ForgetIdempotency: a count. Else ``None``. A refusal: an Error."""
+
+
+class StoreUnavailableError(Exception):
+    """The transaction certainly did not happen (disk full, locked, read-only): nothing of the batch is stored."""
+
+
+class StoreFailedError(Exception):
+    """Whether the transaction happened is unknown; the store must not be used again before a restart."""
+
+
+class KeyRecord(msgspec.Struct, frozen=True):
+    """A key together with the hashes of its secrets."""
+
+    key: ApiKey
+    secrets: tuple[SecretHash, ...]
+
+
+class Health(msgspec.Struct, frozen=True):
+    """What an operator wants to know of a store: sizes in bytes, the number of the schema."""
+
+    schema: int
+    data_bytes: int
+    log_bytes: int
+
+
+class Recorder(Protocol):
+    """The side of a store that records."""
+
+    async def append(self, writes: Sequence[Write]) -> list[object]:
+        """Carry out ``writes`` in their order, in one transaction, durable when this returns; one outcome each.
+
+        A refusal (an Error among the outcomes) leaves the other writes untouched. Log positions are given in the
+        order of the writes, gap-free per account. Raises StoreUnavailableError, StoreFailedError.
+        """
+
+
+class Reader(Protocol):
+    """The side of a store that answers. Only what is durable is ever seen."""
+
+    async def conversation(self, account: str, conversation_id: str) -> Conversation | None:
+        """The conversation with this id."""
+
+    async def conversation_by_external_id(self, account: str, external_id: str) -> Conversation | None:
+        """The conversation with this external id."""
+
+    async def message(self, account: str, conversation_id: str, message_id: str) -> Message | None:
+        """The message with this id, where it is in this conversation."""
+
+    async def last_position(self, account: str) -> int:
+        """The position of the newest entry of the account's log; 0 where it is empty."""
+
+    async def messages(
+        self, account: str, conversation_id: str, *, after: Place | None, limit: int, up_to: int | None = None
+    ) -> list[Message] | None:
+        """At most ``limit`` messages behind ``after``, by ``client_at``, then ``position``.
+
+        With ``up_to``, none whose position is higher. ``None`` where there is no such conversation.
+        """
+
+    async def health(self) -> Health:
+        """Ask the store something real. Raises whatever keeps it from answering."""
+
+
+class KeyStore(Protocol):
+    """The side of a store that keeps accounts and keys. Safe beside a running server, from any process.
+
+    These calls block for as long as the disk takes; a server calls only the two reading ones, which do not wait.
+    """
+
+    def keys_version(self) -> int:
+        """A number that grows with every change to any key."""
+
+    def keys(self) -> list[KeyRecord]:
+        """Every key of every account, in the order of creation."""
+
+    def add_key(self, record: KeyRecord) -> None:
+        """Keep a new key; its account comes into being with its first key."""
+
+    def revoke_key(self, key_id: str, at: int) -> None:
+        """Mark the key revoked."""
+
+    def rotate_key(self, key_id: str, secret: SecretHash, old_expire_at: int) -> None:
+        """Add a secret to the key; the live ones end at ``old_expire_at`` at the latest."""
+
+
+class Store(Recorder, Reader, KeyStore, Protocol):
+    """All sides of one store."""
+
+    async def close(self) -> None:
+        """Finish what is under way and let go of the files."""

@@ -1,0 +1,118 @@
+"""How a connection to the file is made, which process may write to it, and what SQLite's errors mean here."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import apsw
+
+from turnlog.errors import SettingError
+from turnlog.store.protocol import StoreFailedError, StoreUnavailableError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+BUSY_MS = 5000
+"""How long a writer waits for a change of keys made by another process."""
+_WRITER_CACHE_KIB = 32 * 1024
+_READER_CACHE_KIB = 8 * 1024
+
+# The transaction was refused before anything of it could become durable.
+_CERTAINLY_NOT_STORED = (
+    apsw.FullError,
+    apsw.BusyError,
+    apsw.LockedError,
+    apsw.ReadOnlyError,
+    apsw.PermissionsError,
+    apsw.CantOpenError,
+    apsw.TooBigError,
+)
+
+
+@contextmanager
+def translated() -> Iterator[None]:
+    """Turn the driver's errors into the protocol's two; the only place that knows them."""
+    try:
+        yield
+    except _CERTAINLY_NOT_STORED as error:
+        raise StoreUnavailableError(str(error)) from error
+    except apsw.Error as error:
+        raise StoreFailedError(f"{type(error).__name__}: {error}") from error
+
+
+def connect(path: Path, *, readonly: bool = False) -> apsw.Connection:
+    """A connection as this program needs it: WAL, every commit synced to the disk before it returns.
+
+    ``synchronous=FULL`` syncs the WAL at each commit; checkpoints are the store's own doing, behind a batch and never
+    inside one. Raises SettingError, naming the path, where the file cannot be opened or is none of ours.
+    """
+    try:
+        connection = apsw.Connection(str(path), statementcachesize=64)
+        connection.set_busy_timeout(BUSY_MS)
+        # journal_mode first: it is the first read of the file, and finds out whether it is a database at all.
+        mode = connection.pragma("journal_mode", "wal")
+        if mode != "wal":
+            raise SettingError(f"{path}: the file system does not offer what SQLite's WAL mode needs ({mode})")
+        connection.pragma("synchronous", "FULL")
+        connection.wal_autocheckpoint(0)
+        connection.pragma("temp_store", "MEMORY")
+        connection.pragma("cache_size", -(_READER_CACHE_KIB if readonly else _WRITER_CACHE_KIB))
+        if readonly:
+            connection.pragma("query_only", 1)
+    except apsw.Error as error:
+        raise SettingError(f"cannot open the store {path}: {_first_line(error)}") from error
+    return connection
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).partition("\n")[0]
+
+
+def create_file(path: Path) -> None:
+    """Make sure that the folder and the file exist and that their names are on the disk, readable by the owner only.
+
+    SQLite ignores an error when it syncs a folder, so the folder is synced here, where an error counts.
+    """
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        os.close(descriptor)
+        folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+    except OSError as error:
+        raise SettingError(f"cannot open the store {path}: {error.strerror}") from error
+
+
+class ServerLock:
+    """The right to record in a file: one process at a time holds it, and the kernel takes it back when that one dies.
+
+    A file of its own beside the database, because SQLite's locks on the database are lost when any descriptor to it is
+    closed.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Take the lock for the store at ``path``. Raises SettingError where another process holds it."""
+        name = path.with_name(path.name + ".lock")
+        try:
+            self._descriptor = os.open(name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise SettingError(f"cannot lock the store {path}: {error.strerror}") from error
+        try:
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            holder = os.pread(self._descriptor, 32, 0).decode(errors="replace").strip() or "unknown"
+            os.close(self._descriptor)
+            raise SettingError(f"the store {path} is in use by another server (process {holder})") from None
+        os.ftruncate(self._descriptor, 0)
+        os.pwrite(self._descriptor, f"{os.getpid()}\n".encode(), 0)
+
+    def release(self) -> None:
+        """Let another process have it."""
+        os.close(self._descriptor)

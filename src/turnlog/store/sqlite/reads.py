@@ -1,0 +1,80 @@
+"""What is read: every statement here is an index look-up, whatever the size of the file (a test shows the plans)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from turnlog.instants import EARLIEST
+from turnlog.store.sqlite import entries
+from turnlog.store.sqlite.rows import CONVERSATION_COLUMNS, MESSAGE_COLUMNS, conversation_of, message_of
+
+if TYPE_CHECKING:
+    import apsw
+
+    from turnlog.ids import Place
+    from turnlog.model import Conversation, Message
+
+CONVERSATION_BY_ID = f"SELECT {CONVERSATION_COLUMNS} FROM conversation WHERE account = ? AND id = ?"  # noqa: S608
+CONVERSATION_BY_EXTERNAL_ID = f"SELECT {CONVERSATION_COLUMNS} FROM conversation WHERE account = ? AND external_id = ?"  # noqa: S608
+CONVERSATION_NUMBER = "SELECT number FROM conversation WHERE account = ? AND id = ?"
+MESSAGE_BY_ID = (
+    f"SELECT {MESSAGE_COLUMNS} FROM message AS m CROSS JOIN conversation AS c ON c.number = m.conversation "  # noqa: S608
+    "WHERE m.id = ? AND c.account = ? AND c.id = ?"
+)
+MESSAGES_AFTER = (
+    f"SELECT {MESSAGE_COLUMNS} FROM message AS m "  # noqa: S608
+    "WHERE m.conversation = ? AND (m.client_at, m.entry) > (?, ?) AND m.entry <= ? "
+    "ORDER BY m.client_at, m.entry LIMIT ?"
+)
+
+
+class Reads:
+    """The reading side of one file, on a connection of its own."""
+
+    def __init__(self, connection: apsw.Connection) -> None:
+        self._connection = connection
+        self._accounts: dict[str, int] = {}
+
+    def _account(self, name: str) -> int:
+        number = self._accounts.get(name)
+        if number is None:
+            row = self._connection.execute("SELECT number FROM account WHERE name = ?", (name,)).fetchone()
+            if row is None:
+                return -1  # no row has it: an account without a key has recorded nothing
+            number = self._accounts[name] = int(row[0])
+        return number
+
+    def conversation(self, account: str, conversation_id: str) -> Conversation | None:
+        """See protocol.Reader."""
+        row = self._connection.execute(CONVERSATION_BY_ID, (self._account(account), conversation_id)).fetchone()
+        return None if row is None else conversation_of(row)
+
+    def conversation_by_external_id(self, account: str, external_id: str) -> Conversation | None:
+        """See protocol.Reader."""
+        row = self._connection.execute(CONVERSATION_BY_EXTERNAL_ID, (self._account(account), external_id)).fetchone()
+        return None if row is None else conversation_of(row)
+
+    def message(self, account: str, conversation_id: str, message_id: str) -> Message | None:
+        """See protocol.Reader."""
+        row = self._connection.execute(MESSAGE_BY_ID, (message_id, self._account(account), conversation_id)).fetchone()
+        return None if row is None else message_of(row)
+
+    def last_position(self, account: str) -> int:
+        """See protocol.Reader."""
+        number = self._account(account)
+        return 0 if number < 0 else entries.last_position(self._connection, number)
+
+    def messages(
+        self, account: str, conversation_id: str, *, after: Place | None, limit: int, up_to: int | None
+    ) -> list[Message] | None:
+        """See protocol.Reader."""
+        number = self._account(account)
+        row = self._connection.execute(CONVERSATION_NUMBER, (number, conversation_id)).fetchone()
+        if row is None:
+            return None
+        client_at, last = (
+            (EARLIEST - 1, 0) if after is None else (after.client_at, entries.entry(number, after.position))
+        )
+        newest = entries.entry(number, entries.MAX_POSITION if up_to is None else up_to)
+        found = self._connection.execute(MESSAGES_AFTER, (row[0], client_at, last, newest, limit))
+        return [message_of(row) for row in found]

@@ -1,0 +1,209 @@
+"""The embedded store put together: who writes, who reads, when the WAL is checkpointed.
+
+Recording runs on a thread of its own, so that a slow disk delays the writes that wait for it and nothing else. Reading
+runs on the caller's thread, on a second connection: in WAL mode a reader waits for nobody.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
+
+import apsw
+
+from turnlog.errors import SettingError
+from turnlog.store.protocol import Health, KeyRecord, StoreFailedError
+from turnlog.store.sqlite.append import Appender
+from turnlog.store.sqlite.connection import BUSY_MS, ServerLock, connect, create_file, translated
+from turnlog.store.sqlite.keys import Keys
+from turnlog.store.sqlite.migrate import is_current, migrate, schema_version
+from turnlog.store.sqlite.reads import Reads
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from pathlib import Path
+
+    from turnlog.ids import Place
+    from turnlog.model import Conversation, Message, SecretHash
+    from turnlog.store.protocol import Write
+
+_CHECKPOINT_PAGES = 2000
+"""8 MiB of WAL: large enough that pages written again and again reach the database once, small enough to open fast."""
+_FORCE_CHECKPOINT_PAGES = 16_384
+"""64 MiB: by then readers are waited for, so that the WAL can start over and stays bounded."""
+_READERS_WAITED_FOR_MS = 100
+
+
+class SqliteStore:
+    """One file, this process its only recorder (protocol.Store)."""
+
+    def __init__(self, path: Path, lock: ServerLock, writer: apsw.Connection, reader: apsw.Connection, ttl_us: int):
+        self._path = path
+        self._lock = lock
+        self._writer = writer
+        self._reader = reader
+        self._appender = Appender(writer, idempotency_ttl_us=ttl_us)
+        self._reads = Reads(reader)
+        self._keys = Keys(reader)
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="turnlog-writer")
+        self._failure: BaseException | None = None
+        self._wal_pages = 0
+        writer.set_wal_hook(self._committed)
+
+    # Recording.
+
+    def _committed(self, _connection: apsw.Connection, _name: str, pages: int) -> int:
+        self._wal_pages = pages
+        return apsw.SQLITE_OK
+
+    async def append(self, writes: Sequence[Write]) -> list[object]:
+        """See protocol.Recorder."""
+        loop = asyncio.get_running_loop()
+        outcomes = await loop.run_in_executor(self._thread, self._append, writes)
+        if self._wal_pages >= _CHECKPOINT_PAGES:
+            # Queued behind this batch and ahead of the next: nobody's answer waits for it but the next batch's.
+            self._thread.submit(self._checkpoint)
+        return outcomes
+
+    def _append(self, writes: Sequence[Write]) -> list[object]:
+        if self._failure is not None:
+            raise StoreFailedError(f"the store failed earlier: {self._failure}")
+        try:
+            with translated():
+                return self._appender.append(writes)
+        except StoreFailedError as failure:
+            self._failure = failure
+            raise
+
+    def _checkpoint(self) -> None:
+        if self._wal_pages < _CHECKPOINT_PAGES or self._failure is not None:
+            return
+        forced = self._wal_pages >= _FORCE_CHECKPOINT_PAGES
+        mode = apsw.SQLITE_CHECKPOINT_RESTART if forced else apsw.SQLITE_CHECKPOINT_PASSIVE
+        self._writer.set_busy_timeout(_READERS_WAITED_FOR_MS)
+        try:
+            self._writer.wal_checkpoint(mode=mode)
+        except apsw.BusyError:
+            pass  # a reader stood in the way; the next batch asks again
+        except apsw.FullError:
+            pass  # the WAL still has everything; recording answers for the full disk
+        except apsw.Error as error:
+            # A failed sync of the database: what the kernel did with the pages is unknown, the WAL still has them.
+            self._failure = error
+        else:
+            self._wal_pages = 0
+        finally:
+            self._writer.set_busy_timeout(BUSY_MS)
+
+    # Reading.
+
+    async def conversation(self, account: str, conversation_id: str) -> Conversation | None:
+        """See protocol.Reader."""
+        with translated():
+            return self._reads.conversation(account, conversation_id)
+
+    async def conversation_by_external_id(self, account: str, external_id: str) -> Conversation | None:
+        """See protocol.Reader."""
+        with translated():
+            return self._reads.conversation_by_external_id(account, external_id)
+
+    async def message(self, account: str, conversation_id: str, message_id: str) -> Message | None:
+        """See protocol.Reader."""
+        with translated():
+            return self._reads.message(account, conversation_id, message_id)
+
+    async def last_position(self, account: str) -> int:
+        """See protocol.Reader."""
+        with translated():
+            return self._reads.last_position(account)
+
+    async def messages(
+        self, account: str, conversation_id: str, *, after: Place | None, limit: int, up_to: int | None = None
+    ) -> list[Message] | None:
+        """See protocol.Reader."""
+        with translated():
+            return self._reads.messages(account, conversation_id, after=after, limit=limit, up_to=up_to)
+
+    async def health(self) -> Health:
+        """See protocol.Reader."""
+        if self._failure is not None:
+            raise StoreFailedError(f"the store failed earlier: {self._failure}")
+        with translated():
+            schema = schema_version(self._reader)
+            self._keys.keys_version()
+        wal = self._path.with_name(self._path.name + "-wal")
+        return Health(schema, self._path.stat().st_size, wal.stat().st_size if wal.exists() else 0)
+
+    # Keys.
+
+    def keys_version(self) -> int:
+        """See protocol.KeyStore."""
+        with translated():
+            return self._keys.keys_version()
+
+    def keys(self) -> list[KeyRecord]:
+        """See protocol.KeyStore."""
+        with translated():
+            return self._keys.keys()
+
+    def add_key(self, record: KeyRecord) -> None:
+        """See protocol.KeyStore."""
+        with open_keys(self._path) as keys:
+            keys.add_key(record)
+
+    def revoke_key(self, key_id: str, at: int) -> None:
+        """See protocol.KeyStore."""
+        with open_keys(self._path) as keys:
+            keys.revoke_key(key_id, at)
+
+    def rotate_key(self, key_id: str, secret: SecretHash, old_expire_at: int) -> None:
+        """See protocol.KeyStore."""
+        with open_keys(self._path) as keys:
+            keys.rotate_key(key_id, secret, old_expire_at)
+
+    async def close(self) -> None:
+        """Finish the batch under way, fold the WAL into the database and let go of the file."""
+        await asyncio.get_running_loop().run_in_executor(None, self._thread.shutdown)
+        self._reader.close()
+        self._writer.close()
+        self._lock.release()
+
+
+def open_store(path: Path, *, idempotency_ttl_us: int) -> SqliteStore:
+    """Open the file for recording, making or migrating it where needed.
+
+    Raises SettingError where another process records in it, where it is newer than this program, where it is not a
+    store, and where it cannot be opened; the message names the path.
+    """
+    create_file(path)
+    lock = ServerLock(path)
+    try:
+        writer = connect(path)
+        if not is_current(writer, path):
+            migrate(writer)
+        return SqliteStore(path, lock, writer, connect(path, readonly=True), idempotency_ttl_us)
+    except BaseException:
+        lock.release()
+        raise
+
+
+@contextlib.contextmanager
+def open_keys(path: Path, *, create: bool = False) -> Iterator[Keys]:
+    """Open the file for its keys alone, beside whoever records in it. Raises SettingError as ``open_store`` does."""
+    if create:
+        create_file(path)
+    elif not path.is_file():
+        raise SettingError(f"there is no store at {path}")
+    connection = connect(path)
+    try:
+        if not is_current(connection, path):
+            lock = ServerLock(path)
+            try:
+                migrate(connection)
+            finally:
+                lock.release()
+        yield Keys(connection)
+    finally:
+        connection.close()

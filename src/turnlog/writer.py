@@ -1,0 +1,174 @@
+"""Group commit: whatever is asked for while a transaction is under way goes into the next one together.
+
+Nobody waits for company: a write that finds the store idle is handed over in the same turn of the event loop. Knows
+the store's protocol and nothing of HTTP or SQL.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from typing import TYPE_CHECKING, NamedTuple
+
+from turnlog.errors import Error, InternalError, OutcomeUnknownError, OverloadedError
+from turnlog.store.protocol import StoreFailedError, StoreUnavailableError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from turnlog.store.protocol import Recorder, Write
+
+RETRY_AFTER_S = 1
+MAX_TRANSACTION_ROWS = 2000
+"""Rows of one transaction: keeps the wait of those behind it in the tens of milliseconds."""
+_WATCH_INTERVAL_S = 0.1
+
+
+class _Waiting(NamedTuple):
+    write: Write
+    answer: asyncio.Future[object]
+    submitted_at: float
+
+
+class Writer:
+    """The queue in front of a store's ``append``.
+
+    ``max_rows`` bounds what is queued; ``deadline_s`` what a caller waits. ``on_batch`` hears of each batch (writes,
+    rows, seconds), ``on_failure`` once that the store must not be used any more.
+    """
+
+    def __init__(
+        self,
+        store: Recorder,
+        *,
+        max_rows: int,
+        deadline_s: float,
+        on_batch: Callable[[int, int, float], None],
+        on_failure: Callable[[BaseException], None],
+    ) -> None:
+        self._store = store
+        self._max_rows = max_rows
+        self._deadline_s = deadline_s
+        self._on_batch = on_batch
+        self._on_failure = on_failure
+        self._loop = asyncio.get_running_loop()
+        self._queue: deque[_Waiting] = deque()
+        self._in_flight: list[_Waiting] = []
+        self._task: asyncio.Task[None] | None = None
+        self._watch: asyncio.TimerHandle | None = None
+        self._failed = False
+        self.queued_rows = 0
+
+    @property
+    def failed(self) -> bool:
+        """Whether the store has failed, so that nothing can be recorded before a restart."""
+        return self._failed
+
+    def submit(self, write: Write) -> asyncio.Future[object]:
+        """The outcome of ``write``, once it is durable.
+
+        The future raises OverloadedError where the write is certainly not stored, OutcomeUnknownError where that is
+        not known. Raises OverloadedError itself, at once, where the queue is full.
+        """
+        if self._failed:
+            raise OverloadedError("the store has failed and the server is restarting", retry_after_s=RETRY_AFTER_S)
+        if self.queued_rows + write.rows > self._max_rows and self.queued_rows:
+            raise OverloadedError("the server is overloaded: the write queue is full", retry_after_s=RETRY_AFTER_S)
+        answer: asyncio.Future[object] = self._loop.create_future()
+        self._queue.append(_Waiting(write, answer, self._loop.time()))
+        self.queued_rows += write.rows
+        if self._task is None:
+            self._task = self._loop.create_task(self._run())
+        return answer
+
+    async def drain(self) -> None:
+        """Wait until everything queued has its outcome."""
+        while self._task is not None:
+            await asyncio.wait([self._task])
+
+    async def _run(self) -> None:
+        self._watch = self._loop.call_later(_WATCH_INTERVAL_S, self._expire)
+        try:
+            while self._queue:
+                await self._commit(self._next_batch())
+        finally:
+            self._watch.cancel()
+            self._task = None
+
+    def _next_batch(self) -> list[_Waiting]:
+        queue, rows = self._queue, 0
+        batch: list[_Waiting] = []
+        while queue and (not batch or rows + queue[0].write.rows <= MAX_TRANSACTION_ROWS):
+            waiting = queue.popleft()
+            rows += waiting.write.rows
+            batch.append(waiting)
+        self.queued_rows -= rows
+        return batch
+
+    async def _commit(self, batch: list[_Waiting]) -> None:
+        self._in_flight = batch
+        started_at = self._loop.time()
+        try:
+            outcomes = await self._store.append([waiting.write for waiting in batch])
+        except StoreUnavailableError:
+            self._refuse(batch, OverloadedError("the store cannot record now", retry_after_s=RETRY_AFTER_S))
+        except StoreFailedError as failure:
+            self._fail(failure)
+        except Exception as bug:  # noqa: BLE001 - the queue must outlive a bug, and the bug is reported by the caller
+            error = InternalError("internal error")
+            error.__cause__ = bug
+            self._refuse(batch, error)
+        else:
+            self._deliver(batch, outcomes)
+            self._on_batch(len(batch), sum(w.write.rows for w in batch), self._loop.time() - started_at)
+        finally:
+            self._in_flight = []
+
+    def _deliver(self, batch: list[_Waiting], outcomes: list[object]) -> None:
+        too_late = self._loop.time() - self._deadline_s
+        for waiting, outcome in zip(batch, outcomes, strict=True):
+            answer = waiting.answer
+            if answer.done():
+                continue
+            if waiting.submitted_at < too_late:
+                answer.set_exception(_unknown())
+            elif isinstance(outcome, Error):
+                answer.set_exception(outcome)
+            else:
+                answer.set_result(outcome)
+
+    @staticmethod
+    def _refuse(batch: list[_Waiting], error: Error) -> None:
+        for waiting in batch:
+            if not waiting.answer.done():
+                waiting.answer.set_exception(error)
+
+    def _fail(self, failure: BaseException) -> None:
+        """Fail stop: after a failed sync the next commit would succeed as if nothing had happened."""
+        self._failed = True
+        self._refuse(self._in_flight, _unknown())
+        self._refuse(list(self._queue), _unknown())
+        self._queue.clear()
+        self.queued_rows = 0
+        self._on_failure(failure)
+
+    def _expire(self) -> None:
+        """Answer those who have waited past the deadline; one timer for all, not one each."""
+        too_late = self._loop.time() - self._deadline_s
+        for waiting in self._in_flight:
+            if waiting.submitted_at < too_late and not waiting.answer.done():
+                waiting.answer.set_exception(_unknown())
+        while self._queue and self._queue[0].submitted_at < too_late:
+            waiting = self._queue.popleft()
+            self.queued_rows -= waiting.write.rows
+            if not waiting.answer.done():
+                waiting.answer.set_exception(
+                    OverloadedError("the write waited too long and was dropped", retry_after_s=RETRY_AFTER_S)
+                )
+        self._watch = self._loop.call_later(_WATCH_INTERVAL_S, self._expire)
+
+
+def _unknown() -> OutcomeUnknownError:
+    return OutcomeUnknownError(
+        "the outcome is unknown: retry with the same Idempotency-Key", retry_after_s=RETRY_AFTER_S
+    )
