@@ -143,12 +143,14 @@ class Server:
         made = json.loads(done.stdout)
         return Key(made["id"], made["secret"])
 
-    def client(self, key: Key | None = None, **options: Any) -> httpx.Client:
+    @contextlib.contextmanager
+    def client(self, key: Key | None = None, **options: Any) -> Iterator[httpx.Client]:
         """An HTTP client with the key's credentials; waits until the server knows the key."""
-        client = httpx.Client(base_url=self.base, headers={} if key is None else key.headers, timeout=30, **options)
-        if key is not None:
-            wait_for(lambda: client.get("/v1/health").status_code != 401)
-        return client
+        headers = {} if key is None else key.headers
+        with httpx.Client(base_url=self.base, headers=headers, timeout=30, **options) as client:
+            if key is not None:
+                wait_for(lambda: client.get("/v1/health").status_code != 401)
+            yield client
 
     @contextlib.contextmanager
     def connection(self) -> Iterator[socket.socket]:
