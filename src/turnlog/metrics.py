@@ -92,7 +92,7 @@ class Metrics(Collector):
             histogram = self._latency[operation] = _Histogram(_LATENCY_S)
         histogram.observe(seconds)
 
-    def batch(self, writes: int, rows: int, seconds: float) -> None:  # noqa: ARG002 - the writer reports all three
+    def batch(self, rows: int, seconds: float) -> None:
         """One transaction was committed."""
         self._batch_rows.observe(rows)
         self._commit_s.observe(seconds)

@@ -30,16 +30,18 @@ if TYPE_CHECKING:
     from turnlog.store.protocol import Reader
     from turnlog.writer import Writer
 
-STREAM_MESSAGES = 250
-"""Messages read at a time for a whole listing: bounds its memory, and how long it keeps others waiting."""
+PART_MESSAGES = 250
+PART_CHARS = 1024 * 1024
+"""What a listing reads at a time: bounds its memory, and how long it keeps others waiting."""
 FORGET_INTERVAL_S = 60.0
 
 
-class Page(NamedTuple):
-    """Some messages of a conversation in order, and the cursor behind them where there are more."""
+class Part(NamedTuple):
+    """Some messages of a listing in order; behind the ``last`` part of a page, the cursor where there is more."""
 
     items: list[Message]
     next_cursor: str | None
+    last: bool
 
 
 def no_such_conversation() -> NotFoundError:
@@ -153,34 +155,38 @@ class Service:
             raise no_such_message()
         return found
 
-    async def list_messages(self, key: ApiKey, conversation_id: str, limit: int, after: str | None) -> Page:
-        """A page of the conversation, by ``client_at``, then in order of arrival.
+    async def list_messages(
+        self, key: ApiKey, conversation_id: str, *, limit: int | None = None, after: str | None = None
+    ) -> AsyncIterator[Part]:
+        """The conversation as it was at the call, by ``client_at``, then in order of arrival; in parts, at least one.
 
-        Raises NotFoundError, MalformedParameterError where ``after`` is no cursor of this conversation.
+        With ``limit`` a page, whose last part has the cursor behind it where there is more. A part is bounded in
+        messages and characters, so that a listing of any length takes little memory. Raises NotFoundError, and
+        MalformedParameterError where ``after`` is no cursor of this conversation, before the first part.
         """
-        start = None if after is None else _place(after, key.account, conversation_id)
-        found = await self._reader.messages(key.account, conversation_id, after=start, limit=limit + 1)
-        if found is None:
-            raise no_such_conversation()
-        if len(found) <= limit:
-            return Page(found, None)
-        last = found[limit - 1]
-        return Page(found[:limit], cursor(Place(last.client_at, last.position), _scope(key.account, conversation_id)))
-
-    async def stream_messages(self, key: ApiKey, conversation_id: str) -> AsyncIterator[list[Message]]:
-        """The whole conversation as it was at the call, a few messages at a time. Raises NotFoundError at the start."""
+        scope = f"{key.account}/{conversation_id}"
+        start = None if after is None else _place(after, scope)
         newest = await self._reader.last_position(key.account)
-        after: Place | None = None
+        left = limit
         while True:
+            wanted = PART_MESSAGES if left is None else min(PART_MESSAGES, left + 1)
             found = await self._reader.messages(
-                key.account, conversation_id, after=after, limit=STREAM_MESSAGES, up_to=newest
+                key.account, conversation_id, after=start, limit=wanted, up_to=newest, max_chars=PART_CHARS
             )
             if found is None:
                 raise no_such_conversation()
-            yield found
-            if len(found) < STREAM_MESSAGES:
+            last = len(found) < wanted and sum(len(message.text) for message in found) <= PART_CHARS
+            if left is not None and len(found) > left:
+                found = found[:left]  # the one more shows that there is more
+                end = Place(found[-1].client_at, found[-1].position) if found else start
+                yield Part(found, cursor(end, scope) if end is not None else None, last=True)
                 return
-            after = Place(found[-1].client_at, found[-1].position)
+            yield Part(found, None, last=last)
+            if last:
+                return
+            if left is not None:
+                left -= len(found)
+            start = Place(found[-1].client_at, found[-1].position)
 
     async def conversation_id_of(self, key: ApiKey, external_id: str) -> str:
         """The id of the conversation with this external id. Raises NotFoundError."""
@@ -202,13 +208,9 @@ class Service:
         return True
 
 
-def _scope(account: str, conversation_id: str) -> str:
-    return f"{account}/{conversation_id}"
-
-
-def _place(after: str, account: str, conversation_id: str) -> Place:
+def _place(after: str, scope: str) -> Place:
     try:
-        return place(after, _scope(account, conversation_id))
+        return place(after, scope)
     except NotACursorError:
         raise MalformedParameterError(
             "[Query 'after'] not a cursor of this conversation: send a nextCursor as it was given"

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 
 RETRY_AFTER_S = 1
 MAX_TRANSACTION_ROWS = 2000
-"""Rows of one transaction: keeps the wait of those behind it in the tens of milliseconds."""
+MAX_TRANSACTION_CHARS = 8 * 1024 * 1024
+"""What one transaction takes in: keeps the wait of those behind it in the tens of milliseconds."""
 _WATCH_INTERVAL_S = 0.1
 
 
@@ -28,13 +29,15 @@ class _Waiting(NamedTuple):
     write: Write
     answer: asyncio.Future[object]
     submitted_at: float
+    rows: int
+    chars: int
 
 
 class Writer:
     """The queue in front of a store's ``append``.
 
-    ``max_rows`` bounds what is queued; ``deadline_s`` what a caller waits. ``on_batch`` hears of each batch (writes,
-    rows, seconds), ``on_failure`` once that the store must not be used any more.
+    ``max_rows`` and ``max_chars`` of text bound what is queued; ``deadline_s`` what a caller waits. ``on_batch`` hears
+    of each batch (rows, seconds), ``on_failure`` once that the store must not be used any more.
     """
 
     def __init__(
@@ -42,12 +45,14 @@ class Writer:
         store: Recorder,
         *,
         max_rows: int,
+        max_chars: int,
         deadline_s: float,
-        on_batch: Callable[[int, int, float], None],
+        on_batch: Callable[[int, float], None],
         on_failure: Callable[[BaseException], None],
     ) -> None:
         self._store = store
         self._max_rows = max_rows
+        self._max_chars = max_chars
         self._deadline_s = deadline_s
         self._on_batch = on_batch
         self._on_failure = on_failure
@@ -58,6 +63,7 @@ class Writer:
         self._watch: asyncio.TimerHandle | None = None
         self._failed = False
         self.queued_rows = 0
+        self._queued_chars = 0
 
     @property
     def failed(self) -> bool:
@@ -72,11 +78,14 @@ class Writer:
         """
         if self._failed:
             raise OverloadedError("the store has failed and the server is restarting", retry_after_s=RETRY_AFTER_S)
-        if self.queued_rows + write.rows > self._max_rows and self.queued_rows:
+        rows, chars = write.rows, write.chars
+        full = self.queued_rows + rows > self._max_rows or self._queued_chars + chars > self._max_chars
+        if full and self._queue:  # alone in the queue, a write of any size is let in
             raise OverloadedError("the server is overloaded: the write queue is full", retry_after_s=RETRY_AFTER_S)
         answer: asyncio.Future[object] = self._loop.create_future()
-        self._queue.append(_Waiting(write, answer, self._loop.time()))
-        self.queued_rows += write.rows
+        self._queue.append(_Waiting(write, answer, self._loop.time(), rows, chars))
+        self.queued_rows += rows
+        self._queued_chars += chars
         if self._task is None:
             self._task = self._loop.create_task(self._run())
         return answer
@@ -96,14 +105,23 @@ class Writer:
             self._task = None
 
     def _next_batch(self) -> list[_Waiting]:
-        queue, rows = self._queue, 0
+        queue, rows, chars = self._queue, 0, 0
         batch: list[_Waiting] = []
-        while queue and (not batch or rows + queue[0].write.rows <= MAX_TRANSACTION_ROWS):
-            waiting = queue.popleft()
-            rows += waiting.write.rows
+        while queue and (
+            not batch
+            or (rows + queue[0].rows <= MAX_TRANSACTION_ROWS and chars + queue[0].chars <= MAX_TRANSACTION_CHARS)
+        ):
+            waiting = self._take()
+            rows += waiting.rows
+            chars += waiting.chars
             batch.append(waiting)
-        self.queued_rows -= rows
         return batch
+
+    def _take(self) -> _Waiting:
+        waiting = self._queue.popleft()
+        self.queued_rows -= waiting.rows
+        self._queued_chars -= waiting.chars
+        return waiting
 
     async def _commit(self, batch: list[_Waiting]) -> None:
         self._in_flight = batch
@@ -120,7 +138,7 @@ class Writer:
             self._refuse(batch, error)
         else:
             self._deliver(batch, outcomes)
-            self._on_batch(len(batch), sum(w.write.rows for w in batch), self._loop.time() - started_at)
+            self._on_batch(sum(waiting.rows for waiting in batch), self._loop.time() - started_at)
         finally:
             self._in_flight = []
 
@@ -149,7 +167,7 @@ class Writer:
         self._refuse(self._in_flight, _unknown())
         self._refuse(list(self._queue), _unknown())
         self._queue.clear()
-        self.queued_rows = 0
+        self.queued_rows = self._queued_chars = 0
         self._on_failure(failure)
 
     def _expire(self) -> None:
@@ -159,8 +177,7 @@ class Writer:
             if waiting.submitted_at < too_late and not waiting.answer.done():
                 waiting.answer.set_exception(_unknown())
         while self._queue and self._queue[0].submitted_at < too_late:
-            waiting = self._queue.popleft()
-            self.queued_rows -= waiting.write.rows
+            waiting = self._take()
             if not waiting.answer.done():
                 waiting.answer.set_exception(
                     OverloadedError("the write waited too long and was dropped", retry_after_s=RETRY_AFTER_S)

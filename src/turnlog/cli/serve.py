@@ -93,6 +93,7 @@ async def _serve(config: Config, listener: socket.socket, *, first_key: bool) ->
     writer = Writer(
         store,
         max_rows=config.max_queued_messages,
+        max_chars=config.max_queued_characters,
         deadline_s=config.write_deadline_s,
         on_batch=metrics.batch,
         on_failure=fail,

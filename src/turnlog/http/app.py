@@ -6,6 +6,7 @@ state. Whatever goes wrong leaves as the error envelope, with the request id tha
 
 from __future__ import annotations
 
+import asyncio
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
@@ -64,7 +65,12 @@ class App:
         request = Request(scope, receive, self._ids.new())
         operation, response = await self._answer(request)
         if response is not None:
-            await self._send(request, response, send)
+            try:
+                await self._send(request, response, send)
+            except Exception:
+                # A listing that cannot be read to its end: the connection is cut, so that nobody takes it for whole.
+                _log.exception("answer_cut_off", request_id=request.id, operation=operation)
+                raise
             status = response.status
             seconds = perf_counter() - started_at
             self._metrics.request(operation, status, seconds)
@@ -119,8 +125,14 @@ class App:
             await send({"type": "http.response.body", "body": response.body})
             return
         if request.scope["method"] != "HEAD":
-            async for part in response.stream:
-                await send({"type": "http.response.body", "body": part, "more_body": True})
+            gone = asyncio.ensure_future(request.gone())
+            try:
+                async for part in response.stream:
+                    if gone.done():
+                        return
+                    await send({"type": "http.response.body", "body": part, "more_body": True})
+            finally:
+                gone.cancel()
         await send({"type": "http.response.body", "body": b""})
 
     def _log(self, request: Request, operation: str, response: Response, seconds: float) -> None:

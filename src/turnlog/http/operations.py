@@ -8,19 +8,22 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from turnlog.http.bodies import BodyReader
-from turnlog.http.representations import PageView, conversation_view, encode, message_view
+from turnlog.http.representations import conversation_view, encode, message_view
 from turnlog.http.responses import Response
 from turnlog.model import Permission
-from turnlog.service import Service
+from turnlog.service import Part, Service
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
 
     from turnlog.config import Config
     from turnlog.http.requests import Request
-    from turnlog.model import ApiKey, Message
 
     Handler = Callable[["Context", Request], Awaitable[Response]]
+
+
+DEFAULT_PAGE_MESSAGES = 100
+"""The page size where ``after`` comes without ``limit``."""
 
 
 class Context(msgspec.Struct, frozen=True):
@@ -86,43 +89,34 @@ async def _list_messages_by_external_id(context: Context, request: Request) -> R
 
 
 async def _listing(context: Context, request: Request, conversation_id: str) -> Response:
+    """The first part is read before the answer begins, so that an error is an error; a short listing is sent whole."""
     query = request.query()
     limit, after = query.limit(), query.one("after")
-    if limit is None and after is None:
-        return await _whole_listing(context.service, request.key, conversation_id)
-    page = await context.service.list_messages(request.key, conversation_id, limit or DEFAULT_PAGE_MESSAGES, after)
-    return Response(encode(PageView([message_view(message) for message in page.items], page.next_cursor)))
-
-
-DEFAULT_PAGE_MESSAGES = 100
-"""The page size where ``after`` comes without ``limit``."""
-
-
-async def _whole_listing(service: Service, key: ApiKey, conversation_id: str) -> Response:
-    """The first part is read before the answer begins, so that an error is an error; a short listing is sent whole."""
-    parts = service.stream_messages(key, conversation_id)
+    if after is not None and limit is None:
+        limit = DEFAULT_PAGE_MESSAGES
+    parts = context.service.list_messages(request.key, conversation_id, limit=limit, after=after)
     first = await anext(parts)
-    second = await anext(parts, None)
-    if second is None:
-        return Response(b'{"items":[' + _items(first) + b"]}")
-    return Response(stream=_stream(first, second, parts))
+    if first.last:
+        return Response(b'{"items":[' + _items(first) + _end(first))
+    return Response(stream=_stream(first, parts))
 
 
-def _items(messages: list[Message]) -> bytes:
-    return encode([message_view(message) for message in messages])[1:-1]
+def _items(part: Part) -> bytes:
+    return encode([message_view(message) for message in part.items])[1:-1]
 
 
-async def _stream(
-    first: list[Message], second: list[Message], rest: AsyncIterator[list[Message]]
-) -> AsyncIterator[bytes]:
+def _end(part: Part) -> bytes:
+    return b"]}" if part.next_cursor is None else b'],"nextCursor":"%s"}' % part.next_cursor.encode()
+
+
+async def _stream(first: Part, rest: AsyncIterator[Part]) -> AsyncIterator[bytes]:
     yield b'{"items":[' + _items(first)
-    if second:
-        yield b"," + _items(second)
+    part = first
     async for part in rest:
-        if part:
+        if part.items:
             yield b"," + _items(part)
         await asyncio.sleep(0)  # a fast reader never makes the socket wait: let the others have their turn
-    yield b"]}"
+    yield _end(part)
 
 
 async def _read_message(context: Context, request: Request) -> Response:

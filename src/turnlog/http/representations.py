@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -40,11 +39,6 @@ class MessageView(msgspec.Struct, rename="camel"):
     sender: SenderView
     created_timestamp: str
     client_timestamp: str
-
-
-class PageView(msgspec.Struct, rename="camel", omit_defaults=True):
-    items: Sequence[MessageView]
-    next_cursor: str | None = None
 
 
 def _participant_view(participant: Participant) -> ParticipantView:

@@ -103,6 +103,11 @@ class Request:
             more = event["more_body"]
         return bytes(body)
 
+    async def gone(self) -> None:
+        """Return when the client has closed the connection."""
+        while (await self._receive())["type"] != "http.disconnect":
+            pass
+
     def _check_media_type(self) -> None:
         content_type = self.headers.get(b"content-type", b"")
         if content_type != b"application/json":

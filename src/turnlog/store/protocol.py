@@ -47,8 +47,27 @@ class AppendMessages(msgspec.Struct, frozen=True):
         """How many rows the write may add: what a queue is bounded by."""
         return len(self.messages)
 
+    @property
+    def chars(self) -> int:
+        """How many characters of text it carries: the other bound."""
+        return sum(len(message.text) for message in self.messages)
 
-class PutConversation(msgspec.Struct, frozen=True):
+
+class _OneRow(msgspec.Struct, frozen=True):
+    """A write that adds one row of no great length."""
+
+    @property
+    def rows(self) -> int:
+        """See AppendMessages.rows."""
+        return 1
+
+    @property
+    def chars(self) -> int:
+        """See AppendMessages.chars."""
+        return 0
+
+
+class PutConversation(_OneRow, frozen=True):
     """Create the conversation, or update the one that has its external id. ``id`` is for a new one without its own."""
 
     account: str
@@ -56,13 +75,8 @@ class PutConversation(msgspec.Struct, frozen=True):
     id: str
     created_at: int
 
-    @property
-    def rows(self) -> int:
-        """See AppendMessages.rows."""
-        return 1
 
-
-class RecordAuthentication(msgspec.Struct, frozen=True):
+class RecordAuthentication(_OneRow, frozen=True):
     """Record that a customer authenticated in a conversation."""
 
     account: str
@@ -70,22 +84,12 @@ class RecordAuthentication(msgspec.Struct, frozen=True):
     authentication: NewAuthentication
     created_at: int
 
-    @property
-    def rows(self) -> int:
-        """See AppendMessages.rows."""
-        return 1
 
-
-class ForgetIdempotency(msgspec.Struct, frozen=True):
+class ForgetIdempotency(_OneRow, frozen=True):
     """Drop up to ``limit`` idempotency keys first used before ``before``; the outcome is how many went."""
 
     before: int
     limit: int = 1000
-
-    @property
-    def rows(self) -> int:
-        """See AppendMessages.rows."""
-        return 1
 
 
 Write = AppendMessages | PutConversation | RecordAuthentication | ForgetIdempotency
@@ -143,11 +147,19 @@ class Reader(Protocol):
         """The position of the newest entry of the account's log; 0 where it is empty."""
 
     async def messages(
-        self, account: str, conversation_id: str, *, after: Place | None, limit: int, up_to: int | None = None
+        self,
+        account: str,
+        conversation_id: str,
+        *,
+        after: Place | None,
+        limit: int,
+        up_to: int | None = None,
+        max_chars: int | None = None,
     ) -> list[Message] | None:
         """At most ``limit`` messages behind ``after``, by ``client_at``, then ``position``.
 
-        With ``up_to``, none whose position is higher. ``None`` where there is no such conversation.
+        With ``up_to``, none whose position is higher. With ``max_chars``, none behind the one whose text takes the sum
+        over that: fewer than ``limit`` are then no sign of the end. ``None`` where there is no such conversation.
         """
 
     async def health(self) -> Health:

@@ -65,7 +65,14 @@ class Reads:
         return 0 if number < 0 else entries.last_position(self._connection, number)
 
     def messages(
-        self, account: str, conversation_id: str, *, after: Place | None, limit: int, up_to: int | None
+        self,
+        account: str,
+        conversation_id: str,
+        *,
+        after: Place | None,
+        limit: int,
+        up_to: int | None,
+        max_chars: int | None,
     ) -> list[Message] | None:
         """See protocol.Reader."""
         number = self._account(account)
@@ -76,5 +83,10 @@ class Reads:
             (EARLIEST - 1, 0) if after is None else (after.client_at, entries.entry(number, after.position))
         )
         newest = entries.entry(number, entries.MAX_POSITION if up_to is None else up_to)
-        found = self._connection.execute(MESSAGES_AFTER, (row[0], client_at, last, newest, limit))
-        return [message_of(row) for row in found]
+        found, chars = [], 0
+        for entry in self._connection.execute(MESSAGES_AFTER, (row[0], client_at, last, newest, limit)):
+            found.append(message_of(entry))
+            chars += len(entry[-1])
+            if max_chars is not None and chars > max_chars:
+                break
+        return found

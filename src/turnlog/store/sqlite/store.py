@@ -120,11 +120,20 @@ class SqliteStore:
             return self._reads.last_position(account)
 
     async def messages(
-        self, account: str, conversation_id: str, *, after: Place | None, limit: int, up_to: int | None = None
+        self,
+        account: str,
+        conversation_id: str,
+        *,
+        after: Place | None,
+        limit: int,
+        up_to: int | None = None,
+        max_chars: int | None = None,
     ) -> list[Message] | None:
         """See protocol.Reader."""
         with translated():
-            return self._reads.messages(account, conversation_id, after=after, limit=limit, up_to=up_to)
+            return self._reads.messages(
+                account, conversation_id, after=after, limit=limit, up_to=up_to, max_chars=max_chars
+            )
 
     async def health(self) -> Health:
         """See protocol.Reader."""
