@@ -37,6 +37,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     refuse_repeats: bool = False
     max_body_bytes: Count = 1024 * 1024
     max_batch_body_bytes: Count = 8 * 1024 * 1024
+    max_gathered_bytes: Count = 64 * 1024 * 1024
     max_target_bytes: Count = 8 * 1024
     max_header_bytes: Count = 16 * 1024
     max_headers: Count = 100

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import secrets
 import socket
 import sys
@@ -122,6 +123,10 @@ async def _serve(config: Config, listener: socket.socket, *, first_key: bool) ->
         asyncio.create_task(keyring.follow(store, asyncio.sleep)),
         asyncio.create_task(service.forget_idempotency(config.idempotency_hours * _US_PER_HOUR, asyncio.sleep)),
     ]
+    # What the start left behind stays: the collector need not walk it again. What a request leaves behind is freed by
+    # its reference counts; looking for cycles every 700 allocations would cost 3 % of the recording.
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 20)
     await server.serve(sockets=[listener])
     for task in background:
         task.cancel()

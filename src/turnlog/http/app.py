@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import structlog
 
 from turnlog.errors import Error, InternalError, MethodNotAllowedError, NotFoundError
-from turnlog.http.requests import ClientGoneError, Request
+from turnlog.http.requests import Budget, ClientGoneError, Request
 from turnlog.http.responses import Response, error_response
 from turnlog.http.routing import Router
 from turnlog.keyring import unauthenticated
@@ -54,6 +54,7 @@ class App:
         self._metrics = metrics
         self._config = config
         self._ids = ids
+        self._budget = Budget(config.max_gathered_bytes)
         self._log_all = config.log_requests == "all"
         self._log_refused = config.log_requests != "none"
 
@@ -62,7 +63,7 @@ class App:
         if scope["type"] != "http":
             return
         started_at = perf_counter()
-        request = Request(scope, receive, self._ids.new())
+        request = Request(scope, receive, self._ids.new(), self._budget)
         operation, response = await self._answer(request)
         if response is not None:
             try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from turnlog.errors import BodyTooLargeError, UnsupportedMediaTypeError
+from turnlog.errors import BodyTooLargeError, OverloadedError, UnsupportedMediaTypeError
 from turnlog.http.parameters import Query, idempotency_key
 
 if TYPE_CHECKING:
@@ -21,12 +21,29 @@ class ClientGoneError(Exception):
     """The client closed the connection before its request was complete: there is nobody to answer."""
 
 
+class Budget:
+    """What all bodies under way may take up together: many large ones at once must not take all the memory."""
+
+    def __init__(self, max_bytes: int) -> None:
+        self._left = max_bytes
+
+    def take(self, count: int) -> None:
+        """Raises OverloadedError where ``count`` bytes more are too many."""
+        if count > self._left:
+            raise OverloadedError("the server is overloaded: too many large bodies at once", retry_after_s=1)
+        self._left -= count
+
+    def give_back(self, count: int) -> None:
+        """``count`` bytes are no longer taken."""
+        self._left += count
+
+
 class Request:
     """What an operation sees. ``key`` is set once the credentials are checked, before any handler runs."""
 
-    __slots__ = ("_receive", "headers", "held", "id", "max_body_bytes", "path", "scope")
+    __slots__ = ("_budget", "_receive", "headers", "held", "id", "max_body_bytes", "path", "scope")
 
-    def __init__(self, scope: Scope, receive: Receive, request_id: str) -> None:
+    def __init__(self, scope: Scope, receive: Receive, request_id: str, budget: Budget) -> None:
         self.scope = scope
         self.id = request_id
         self.path: dict[str, str] = {}
@@ -34,6 +51,7 @@ class Request:
         self.held: Held | None = None
         self.max_body_bytes = 0
         self._receive = receive
+        self._budget = budget
 
     @property
     def key(self) -> ApiKey:
@@ -92,15 +110,20 @@ class Request:
         return body
 
     async def _rest(self, start: bytes) -> bytes:
-        body, more = bytearray(start), True
-        while more:
-            if len(body) > self.max_body_bytes:
-                raise self._too_large()
-            event = await self._receive()
-            if event["type"] == "http.disconnect":
-                raise ClientGoneError
-            body += event["body"]
-            more = event["more_body"]
+        body, more, taken = bytearray(start), True, 0
+        try:
+            while more:
+                if len(body) > self.max_body_bytes:
+                    raise self._too_large()
+                self._budget.take(len(body) - taken)
+                taken = len(body)
+                event = await self._receive()
+                if event["type"] == "http.disconnect":
+                    raise ClientGoneError
+                body += event["body"]
+                more = event["more_body"]
+        finally:
+            self._budget.give_back(taken)
         return bytes(body)
 
     async def gone(self) -> None:
