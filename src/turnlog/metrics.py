@@ -18,6 +18,7 @@ from prometheus_client import (
     generate_latest,
 )
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
+from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 from prometheus_client.registry import Collector
 
 if TYPE_CHECKING:
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 
     from turnlog.store.protocol import Health
 
+CONTENT_TYPE = CONTENT_TYPE_PLAIN_0_0_4.encode()
+"""Of what ``expose`` gives: the version that every Prometheus reads."""
 _LATENCY_S = (
     0.0005,
     0.001,

@@ -13,6 +13,7 @@ from turnlog.errors import OverloadedError
 from turnlog.http import docs_page, openapi
 from turnlog.http.operations import Operation
 from turnlog.http.responses import Response
+from turnlog.metrics import CONTENT_TYPE
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
@@ -22,8 +23,6 @@ if TYPE_CHECKING:
     from turnlog.http.requests import Request
     from turnlog.metrics import Metrics
     from turnlog.store.protocol import Health
-
-_METRICS_TYPE = b"text/plain; version=1.0.0; charset=utf-8"
 
 
 def public_operations(
@@ -51,7 +50,7 @@ def public_operations(
             health = await store_health()
         except Exception:  # noqa: BLE001 - a store that does not answer is a figure like any other
             health = None
-        return Response(metrics.expose(health), content_type=_METRICS_TYPE)
+        return Response(metrics.expose(health), content_type=CONTENT_TYPE)
 
     async def show_openapi(_context: Context, _request: Request) -> Response:
         return Response(described)
