@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from turnlog.errors import AlreadyRecordedError, Error, IdempotencyKeyReusedError, NotFoundError
-from turnlog.model import ROLES, Conversation, Participant
+from turnlog.model import ROLES
 from turnlog.store.protocol import (
     AppendMessages,
     ForgetIdempotency,
@@ -21,14 +21,14 @@ from turnlog.store.protocol import (
     Write,
 )
 from turnlog.store.sqlite import entries
-from turnlog.store.sqlite.rows import CONVERSATION_COLUMNS, conversation_of
+from turnlog.store.sqlite.conversations import put_conversation
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     import apsw
 
-    from turnlog.model import NewConversation, NewMessage
+    from turnlog.model import NewMessage
 
 _ROLE_NUMBER = {role: number for number, role in enumerate(ROLES)}
 _KNOWN_CONVERSATIONS = 100_000
@@ -269,66 +269,17 @@ class Appender:
         self._connection.execute(_FORGET_KEYS, (write.before, write.limit))
         return self._connection.changes()
 
-    # Conversations.
+    # The rest.
 
     def _put_conversation(self, write: PutConversation, batch: _Batch) -> str:
         account = self._account(write.account)
-        row = self._connection.execute(
-            f"SELECT number, {CONVERSATION_COLUMNS} FROM conversation WHERE account = ? AND external_id = ?",  # noqa: S608
-            (account, write.conversation.external_id),
-        ).fetchone()
-        if row is None:
-            return self._create_conversation(write, account, batch)
-        stored = conversation_of(row[1:])
-        if write.conversation.id not in (None, stored.id):
-            raise AlreadyRecordedError(
-                f"[Path '/id'] the conversation with this externalId has the id {stored.id}, and an id does not change"
-            )
-        updated = merged(stored, write.conversation)
-        if updated != stored:
-            self._connection.execute(
-                "UPDATE conversation SET customer = ?, customer_name = ?, agent = ?, agent_name = ?, metadata = ? "
-                "WHERE number = ?",
-                (*_columns(updated), row[0]),
-            )
-            self._log_change(updated, int(row[0]), account, write.created_at, batch, created=False)
-        return stored.id
 
-    def _create_conversation(self, write: PutConversation, account: int, batch: _Batch) -> str:
-        new = write.conversation
-        conversation = Conversation(
-            new.id if new.id is not None else write.id, new.external_id, new.customer, new.agent, new.metadata
-        )
-        taken = self._connection.execute(
-            "SELECT 1 FROM conversation WHERE account = ? AND id = ?", (account, conversation.id)
-        ).fetchone()
-        if taken is not None:
-            raise AlreadyRecordedError("[Path '/id'] the id belongs to another conversation")
-        self._connection.execute(
-            "INSERT INTO conversation (account, id, external_id, customer, customer_name, agent, agent_name, metadata,"
-            " client_at, created_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-            (
-                account,
-                conversation.id,
-                conversation.external_id,
-                *_columns(conversation),
-                new.client_at,
-                write.created_at,
-            ),
-        )
-        number = self._connection.last_insert_rowid()
-        batch.conversations[account, conversation.id] = number
-        self._log_change(conversation, number, account, write.created_at, batch, created=True)
-        return conversation.id
+        def next_entry() -> int:
+            return entries.entry(account, self._next_position(account, batch))
 
-    def _log_change(
-        self, state: Conversation, number: int, account: int, changed_at: int, batch: _Batch, *, created: bool
-    ) -> None:
-        entry = entries.entry(account, self._next_position(account, batch))
-        self._connection.execute(
-            "INSERT INTO conversation_change (entry, conversation, created, changed_at, state) VALUES (?, ?, ?, ?, ?)",
-            (entry, number, int(created), changed_at, _json(state)),
-        )
+        conversation_id, number = put_conversation(self._connection, account, write, next_entry)
+        batch.conversations[account, conversation_id] = number
+        return conversation_id
 
     def _record_authentication(self, write: RecordAuthentication, batch: _Batch) -> None:
         account = self._account(write.account)
@@ -343,34 +294,3 @@ class Appender:
 def _identity(row: tuple[int, int, str, int, str, int, int, str]) -> tuple[int, int, int, str, str]:
     _, conversation, _, role, sender, client_at, _, text = row
     return (conversation, client_at, role, sender, text)
-
-
-def _columns(conversation: Conversation) -> tuple[str, str | None, str | None, str | None, str | None]:
-    agent = conversation.agent
-    return (
-        conversation.customer.external_id,
-        conversation.customer.name,
-        None if agent is None else agent.external_id,
-        None if agent is None else agent.name,
-        None if conversation.metadata is None else _json(conversation.metadata),
-    )
-
-
-def merged(stored: Conversation, given: NewConversation) -> Conversation:
-    """The rule for updates: a field given replaces the stored one, a field left out stays.
-
-    A name is a field of its participant: left out it stays as long as the participant is the same, and goes with them.
-    """
-    return Conversation(
-        stored.id,
-        stored.external_id,
-        _participant(stored.customer, given.customer),
-        stored.agent if given.agent is None else _participant(stored.agent, given.agent),
-        stored.metadata if given.metadata is None else given.metadata,
-    )
-
-
-def _participant(stored: Participant | None, given: Participant) -> Participant:
-    if stored is not None and given.name is None and stored.external_id == given.external_id:
-        return stored
-    return given
