@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from turnlog.model import NewMessage
 
 _ROLE_NUMBER = {role: number for number, role in enumerate(ROLES)}
+_NO_ACCOUNT = -1
+"""Stands for an account that has never had a key: no row has it, so nothing is ever found in it."""
 _KNOWN_CONVERSATIONS = 100_000
 
 _INSERT_MESSAGES = """
@@ -136,7 +138,7 @@ class Appender:
         if number is None:
             row = self._connection.execute("SELECT number FROM account WHERE name = ?", (name,)).fetchone()
             if row is None:
-                raise NotFoundError("no such conversation in this account")
+                return _NO_ACCOUNT
             number = self._accounts[name] = int(row[0])
         return number
 
@@ -246,9 +248,9 @@ class Appender:
 
     def _load_keys(self, writes: Sequence[Write], batch: _Batch) -> None:
         wanted = [
-            (self._accounts[write.account], write.idempotency.key)
+            (self._account(write.account), write.idempotency.key)
             for write in writes
-            if isinstance(write, AppendMessages) and write.idempotency is not None and write.account in self._accounts
+            if isinstance(write, AppendMessages) and write.idempotency is not None
         ]
         if not wanted:
             return
@@ -273,6 +275,8 @@ class Appender:
 
     def _put_conversation(self, write: PutConversation, batch: _Batch) -> str:
         account = self._account(write.account)
+        if account == _NO_ACCOUNT:
+            raise NotFoundError("no such account")
 
         def next_entry() -> int:
             return entries.entry(account, self._next_position(account, batch))

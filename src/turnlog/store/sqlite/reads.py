@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from turnlog.instants import EARLIEST
 from turnlog.store.sqlite import entries
 from turnlog.store.sqlite.rows import CONVERSATION_COLUMNS, MESSAGE_COLUMNS, conversation_of, message_of
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     import apsw
 
     from turnlog.ids import Place
@@ -21,10 +23,15 @@ MESSAGE_BY_ID = (
     f"SELECT {MESSAGE_COLUMNS} FROM message AS m CROSS JOIN conversation AS c ON c.number = m.conversation "  # noqa: S608
     "WHERE m.id = ? AND c.account = ? AND c.id = ?"
 )
-MESSAGES_AFTER = (
+# Two statements for one order: SQLite takes a comparison of (client_at, entry) with a pair to the index with its first
+# half only, so in a conversation with one timestamp for all, a page would begin by walking over all before it.
+MESSAGES_OF_THAT_INSTANT = (
     f"SELECT {MESSAGE_COLUMNS} FROM message AS m "  # noqa: S608
-    "WHERE m.conversation = ? AND (m.client_at, m.entry) > (?, ?) AND m.entry <= ? "
-    "ORDER BY m.client_at, m.entry LIMIT ?"
+    "WHERE m.conversation = ? AND m.client_at = ? AND m.entry > ? AND m.entry <= ? ORDER BY m.entry LIMIT ?"
+)
+MESSAGES_LATER = (
+    f"SELECT {MESSAGE_COLUMNS} FROM message AS m "  # noqa: S608
+    "WHERE m.conversation = ? AND m.client_at > ? AND m.entry <= ? ORDER BY m.client_at, m.entry LIMIT ?"
 )
 
 
@@ -79,14 +86,24 @@ class Reads:
         row = self._connection.execute(CONVERSATION_NUMBER, (number, conversation_id)).fetchone()
         if row is None:
             return None
-        client_at, last = (
-            (EARLIEST - 1, 0) if after is None else (after.client_at, entries.entry(number, after.position))
-        )
         newest = entries.entry(number, entries.MAX_POSITION if up_to is None else up_to)
         found, chars = [], 0
-        for entry in self._connection.execute(MESSAGES_AFTER, (row[0], client_at, last, newest, limit)):
-            found.append(message_of(entry))
-            chars += len(entry[-1])
+        for message in self._rows(row[0], number, after, newest, limit):
+            found.append(message_of(message))
+            chars += len(message[-1])
             if max_chars is not None and chars > max_chars:
                 break
         return found
+
+    def _rows(
+        self, conversation: int, account: int, after: Place | None, newest: int, limit: int
+    ) -> Iterator[tuple[Any, ...]]:
+        execute = self._connection.execute
+        if after is None:
+            yield from execute(MESSAGES_LATER, (conversation, EARLIEST - 1, newest, limit))
+            return
+        last = entries.entry(account, after.position)
+        for row in execute(MESSAGES_OF_THAT_INSTANT, (conversation, after.client_at, last, newest, limit)):
+            limit -= 1
+            yield row
+        yield from execute(MESSAGES_LATER, (conversation, after.client_at, newest, limit))
