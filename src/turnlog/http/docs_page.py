@@ -30,19 +30,14 @@ HEADERS = (
 )
 """Nothing may be loaded or run, and the one style sheet is allowed by its hash."""
 
-_METHODS = ("get", "post", "put", "patch", "delete")
 _CODE = re.compile(r"`([^`]+)`")
+_ERROR_CODE = re.compile(r"^(\d{3}-\d{2})(?=:)")
 
 
 def render(document: Json) -> bytes:
     """The page for an OpenAPI document."""
     title = escape(str(document["info"]["title"]))
-    found = [
-        (method, path, item[method])
-        for path, item in document["paths"].items()
-        for method in _METHODS
-        if method in item
-    ]
+    found = [(method, path, one) for path, item in document["paths"].items() for method, one in item.items()]
     tags = [tag["name"] for tag in document.get("tags", ())]
     groups = [(tag, [one for one in found if one[2]["tags"][0] == tag]) for tag in tags]
     page = _Page(document)
@@ -123,7 +118,7 @@ def _rules(schema: Json) -> str:
         if low is not None and high is not None:
             words.append(f"{low} to {high} {unit}")
         elif low is not None:
-            words.append(f"at least {low} {unit}")
+            words.append("not empty" if unit and low == 1 else f"at least {low} {unit}")
         elif high is not None:
             words.append(f"at most {high} {unit}")
     if "pattern" in schema:
@@ -167,12 +162,15 @@ class _Page:
                 "export TURNLOG_URL=http://127.0.0.1:8080   # where this server is",
                 "export TURNLOG_API_ID=...                  # as `turnlog keys create` gave them",
                 "export TURNLOG_API_SECRET=...",
+                "export conversationId=...                  # as createConversation answered",
+                "export messageId=...                       # as createMessage answered",
             )
         )
         return (
             f'<section id="start" aria-labelledby="start-title">\n<h2 id="start-title">Start</h2>\n'
             f"{_prose(self._document['info']['description'])}"
-            f"<p>The examples below take the server and the key from three variables:</p>\n{_block(shell, 'Variables')}"
+            f"<p>The examples below take the server, the key and the ids from variables:</p>\n"
+            f"{_block(shell, 'Variables')}"
             '<p>The same description for programs: <a href="/openapi.json">/openapi.json</a> (OpenAPI 3.1).</p>\n'
             "</section>\n"
         )
@@ -240,7 +238,7 @@ class _Page:
         query = []
         for one in parameters:
             if one["in"] == "path":
-                path = path.replace(f"{{{one['name']}}}", str(one["example"]))
+                path = path.replace(f"{{{one['name']}}}", f"${one['name']}")
             elif one["in"] == "query" and one.get("required"):
                 query.append(f"{one['name']}={one['example']}")
         target = f"$TURNLOG_URL{path}{'?' if query else ''}{'&'.join(query)}"
@@ -256,11 +254,15 @@ class _Page:
     def _answers(self, responses: Json) -> str:
         rows = []
         parts = []
-        for status, reference in responses.items():
-            one = self._resolve(reference)
+        resolved = {status: self._resolve(reference) for status, reference in responses.items()}
+        everywhere = set.intersection(*(set(one["headers"]) for one in resolved.values()))
+        for status, one in resolved.items():
             content = one.get("content", {}).get("application/json")
-            headers = ", ".join(f"<code>{escape(name)}</code>" for name in one.get("headers", {}))
-            meaning = "<br>".join(_inline(line) for line in one["description"].split("\n\n"))
+            headers = ", ".join(
+                f'<code class="whole">{escape(name)}</code>' for name in one["headers"] if name not in everywhere
+            )
+            lines = [_inline(line) for line in one["description"].split("\n\n")]
+            meaning = "<br>".join(_ERROR_CODE.sub(r'<a href="#error-\1">\1</a>', line) for line in lines)
             rows.append((escape(status), meaning, headers))
             if content is not None and "example" in content:
                 label = f"Example of a {status}"
@@ -268,7 +270,11 @@ class _Page:
                     f"<h5>{escape(label)}, {self._type(content['schema'])}</h5>\n"
                     f"{_block(_pretty(content['example']), label)}"
                 )
-        return f"<h4>Answers</h4>\n{''.join(parts)}{_table('Answers', ('Status', 'Meaning', 'Headers'), rows)}"
+        common = ", ".join(f"<code>{escape(name)}</code>" for name in sorted(everywhere))
+        return (
+            f"<h4>Answers</h4>\n{''.join(parts)}{_table('Answers', ('Status', 'Meaning', 'Its own headers'), rows)}"
+            f'<p class="quiet">Documented for all of them: {common}.</p>\n'
+        )
 
     def _type(self, schema: Json) -> str:
         """The type in a few words; a schema with a name links to it."""
