@@ -75,7 +75,8 @@ class AuthBody(msgspec.Struct, rename="camel"):
 class AuthenticationBody(msgspec.Struct, rename="camel"):
     customer_external_id: ExternalId
     auth: AuthBody | UnsetType = UNSET
-    token: str | UnsetType = UNSET
+    token: Any = UNSET
+    """Part of the schema only while leniency is on; else a field that nobody knows."""
     stream_id: str | UnsetType = UNSET
 
 
@@ -128,6 +129,8 @@ class BodyReader:
         check_json(raw)
         auth = body.auth
         if auth is UNSET and self._lenient and body.token is not UNSET:
+            if not isinstance(body.token, str):
+                raise SchemaMismatchError("[Path '/token'] Expected `str`")
             auth = AuthBody(token=body.token)
         if auth is UNSET:
             raise SchemaMismatchError("[Path '/auth'] required field is missing")
