@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import httpx
+import pytest
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -24,6 +26,15 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 START_TIMEOUT_S = 30
 V1 = "/conversation/v1"
 ULID = re.compile(r"[0-7][0-9A-HJKMNP-TV-Z]{25}")
+
+
+def need(program: str) -> str:
+    """The program's path. Where a machine lacks it, a visible skip; a failure under ``CI=true``."""
+    path = shutil.which(program)
+    if path is None:
+        complain = pytest.fail if os.environ.get("CI") == "true" else pytest.skip
+        complain(f"{program} is not installed")
+    return path
 
 
 def clean_environment(**more: str) -> dict[str, str]:

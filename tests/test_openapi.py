@@ -7,7 +7,6 @@ import hashlib
 import html
 import os
 import re
-import shutil
 import subprocess
 from html.parser import HTMLParser
 from typing import TYPE_CHECKING, Any
@@ -362,8 +361,7 @@ def test_the_page_loads_nothing_and_runs_nothing(server: Server) -> None:
 
 def test_the_curl_examples_work_as_they_stand(server: Server, key: Key) -> None:
     """Pasted one after the other into a shell with the page's variables set, every one of them succeeds."""
-    if shutil.which("curl") is None:
-        pytest.skip("curl is not installed")
+    need("curl")
     page = docs_page.render(DOCUMENT).decode()
     commands = re.findall(r'aria-label="curl command"><code>(.*?)</code>', page, re.DOTALL)
     assert len(commands) == len(OPERATIONS)

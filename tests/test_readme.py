@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.harness import REPOSITORY, TURNLOG, Key, Server, clean_environment
+from tests.harness import REPOSITORY, TURNLOG, Key, Server, clean_environment, need
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -46,6 +46,7 @@ def test_the_two_commands_come_first_and_are_targets_of_the_makefile() -> None:
 
 def test_every_curl_works_as_pasted(server: Server, key: Key, tmp_path: Path) -> None:
     """Conversation, message, batch, page and search, in the order of the page."""
+    need("curl")
     with server.client(key):
         answers = [
             json.loads(
@@ -87,6 +88,7 @@ def test_every_file_that_a_page_names_exists(page: Path) -> None:
 
 def test_the_first_session_that_serve_prints_works_as_pasted(tmp_path: Path) -> None:
     """`make serve` prints curl commands; a second start keeps the key and the data."""
+    need("curl")
     command = [TURNLOG, "serve", "--first-key", "--port", "0", "--store", f"sqlite:///{tmp_path}/turnlog.db"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as first:
         assert first.stdout is not None
