@@ -16,6 +16,7 @@ import msgspec
 import pytest
 import schemathesis
 
+from tests.harness import need
 from turnlog.config import Config
 from turnlog.http import docs_page, openapi, schemas
 from turnlog.http.openapi import document, operation_id
