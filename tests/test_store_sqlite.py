@@ -1,0 +1,174 @@
+"""What the SQLite store promises besides store/protocol.py: look-ups that never scan, commits that are synced."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from typing import TYPE_CHECKING
+
+import apsw
+import pytest
+from msgspec import structs
+
+from turnlog.ids import Place
+from turnlog.model import ApiKey, NewAuthentication, NewConversation, NewMessage, Participant
+from turnlog.store.protocol import (
+    AppendMessages,
+    ForgetIdempotency,
+    Idempotency,
+    KeyRecord,
+    PutConversation,
+    RecordAuthentication,
+)
+from turnlog.store.sqlite import open_store, reads
+from turnlog.store.sqlite.migrate import migrations
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from turnlog.store.sqlite import SqliteStore
+
+
+def _open(folder: Path) -> SqliteStore:
+    return open_store(folder / "turnlog.db", idempotency_ttl_us=1)
+
+
+async def _exercise(store: SqliteStore) -> None:
+    """Every kind of write, in every way that makes it look something up, and every kind of read."""
+    store.add_key(KeyRecord(ApiKey("key-a", "tests", "a", ("read",), 1), ()))
+    new = NewConversation("external", Participant("jane"), 1)
+    message = NewMessage("Hello", "agent", "bob", 1)
+    for client_at in (1, 2):
+        await store.append([PutConversation("a", new, "C", 1)])
+        new = structs.replace(new, agent=Participant("bob"))
+        for count, refuse_repeats in ((1, True), (2, False)):
+            messages = [structs.replace(message, client_at=client_at + n) for n in range(count)]
+            ids = [f"M{client_at}-{count}-{n}" for n in range(count)]
+            idempotency = Idempotency(ids[0], b"")
+            await store.append([AppendMessages("a", "C", messages, ids, 1, idempotency, refuse_repeats)])
+    await store.append([RecordAuthentication("a", "C", NewAuthentication("jane", ("token",)), 1)])
+    await store.conversation("a", "C")
+    await store.conversation_by_external_id("a", "external")
+    assert await store.message("a", "C", "M1-1-0") is not None
+    assert await store.last_position("a") > 0
+    for after in (None, Place(1, 2)):
+        assert await store.messages("a", "C", after=after, limit=2, up_to=100)
+    assert await store.append([ForgetIdempotency(100)]) == [3]  # a repeat was refused, and used up no key
+
+
+@pytest.fixture(scope="module")
+def plans(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
+    """Every statement that recording and reading execute, as SQLite received it, with SQLite's plan for it."""
+    folder = tmp_path_factory.mktemp("plans")
+    executed: dict[str, object] = {}
+
+    def remember(_cursor: object, sql: str, bindings: object) -> bool:
+        executed.setdefault(sql, bindings)
+        return True
+
+    async def run() -> None:
+        store = _open(folder)
+        for connection in (store._writer, store._reader):
+            connection.set_exec_trace(remember)
+        await _exercise(store)
+        await store.close()
+
+    asyncio.run(run())
+    connection = apsw.Connection(str(folder / "turnlog.db"))
+    try:
+        return {
+            sql: [row[3] for row in connection.execute(f"EXPLAIN QUERY PLAN {sql}", [0] * _parameters(sql))]
+            for sql in executed
+            if sql.split()[0] in ("SELECT", "INSERT", "UPDATE", "DELETE")
+        }
+    finally:
+        connection.close()
+
+
+def _parameters(sql: str) -> int:
+    numbered = [int(number) for number in re.findall(r"\?(\d)", sql)]
+    return max(numbered) if numbered else sql.count("?")
+
+
+# What the request itself brought is walked, and so is a constant row; a table of the store never is.
+_SCANS = re.compile(r"SCAN (\w+ VIRTUAL TABLE INDEX 1:|CONSTANT ROW)")
+
+
+def test_every_look_up_is_an_index_search(plans: dict[str, list[str]]) -> None:
+    """Whatever the size of the tables: none is scanned and nothing is sorted."""
+    for sql, plan in plans.items():
+        for step in plan:
+            assert not step.startswith("SCAN") or _SCANS.fullmatch(step), (sql, plan)
+            assert "TEMP B-TREE" not in step, (sql, plan)
+        assert not sql.startswith("SELECT") or any(step.startswith("SEARCH") for step in plan), (sql, plan)
+
+
+def test_the_plans_are_of_every_table(plans: dict[str, list[str]]) -> None:
+    """A statement that is not executed here has no plan here."""
+    everything = " ".join(plans)
+    for table in ("account", "conversation", "message", "idempotency"):
+        assert re.search(rf"(FROM|JOIN) {table}\b", everything), table
+    for table in ("conversation", "conversation_change", "message", "idempotency", "authentication"):
+        assert re.search(rf"INTO {table}\b", everything), table
+    assert "UPDATE conversation" in everything
+    assert "DELETE FROM idempotency" in everything
+
+
+@pytest.mark.parametrize("per_instant", [1, 7, 5000], ids=["spread", "sevens", "one-instant"])
+def test_a_page_costs_the_same_at_any_depth(per_instant: int, tmp_path: Path) -> None:
+    """Counted in steps of SQLite's virtual machine, which no other load can blur; also where all times are equal."""
+
+    async def fill() -> None:
+        store = _open(tmp_path)
+        store.add_key(KeyRecord(ApiKey("key-a", "tests", "a", ("read",), 1), ()))
+        messages = [NewMessage(str(n), "agent", "bob", n // per_instant) for n in range(5000)]
+        put = PutConversation("a", NewConversation("external", Participant("jane"), 1), "C", 1)
+        await store.append([put, AppendMessages("a", "C", messages, [f"M{n}" for n in range(5000)], 1)])
+        await store.close()
+
+    asyncio.run(fill())
+    connection = apsw.Connection(str(tmp_path / "turnlog.db"))
+    listing = reads.Reads(connection)
+    steps = 0
+
+    def step() -> bool:
+        nonlocal steps
+        steps += 1
+        return False
+
+    try:
+        connection.set_progress_handler(step, 1)
+        costs = []
+        for place in (1, 1, 2500, 4900):  # the first also reads the schema, and does not count
+            steps = 0
+            after = Place(place // per_instant, place + 2)  # the log begins with the conversation
+            found = listing.messages("a", "C", after=after, limit=10, up_to=None, max_chars=None)
+            assert [m.text for m in found or ()] == [str(n) for n in range(place + 1, place + 11)]
+            costs.append(steps)
+    finally:
+        connection.close()
+    assert max(costs[1:]) <= 2 * min(costs[1:]), costs
+
+
+def test_the_writing_connection_syncs_every_commit(tmp_path: Path) -> None:
+    async def look() -> None:
+        store = _open(tmp_path)
+        assert store._writer.pragma("journal_mode") == "wal"
+        assert store._writer.pragma("synchronous") == 2  # FULL
+        assert store._reader.pragma("query_only") == 1
+        await store.close()
+
+    asyncio.run(look())
+
+
+def test_migrations_are_numbered_from_one_without_a_gap_and_run_on_an_empty_file(tmp_path: Path) -> None:
+    numbers = [number for number, _ in migrations()]
+    assert numbers == list(range(1, len(numbers) + 1))
+    (tmp_path / "turnlog.db").touch()
+    asyncio.run(_open(tmp_path).close())
+    connection = apsw.Connection(str(tmp_path / "turnlog.db"))
+    try:
+        assert connection.pragma("user_version") == numbers[-1]
+        assert connection.pragma("integrity_check") == "ok"
+    finally:
+        connection.close()
