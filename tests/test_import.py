@@ -133,7 +133,7 @@ def test_an_account_or_a_store_that_does_not_exist(importing: Importing) -> None
     assert "no account 'acme'" in said
     assert "turnlog keys create NAME --account acme" in said
     missing = importing.folder / "no" / "turnlog.db"
-    assert "there is no store at" in refusal(run_cli("import", file, "--store", f"sqlite:///{missing}"))
+    assert "there is no folder" in refusal(run_cli("import", file, "--store", f"sqlite:///{missing}"))
     assert not missing.parent.exists()
 
 

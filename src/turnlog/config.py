@@ -20,11 +20,13 @@ if TYPE_CHECKING:
 ENVIRONMENT_PREFIX = "TURNLOG_"
 # For the client side of the CLI, and for finding the file: not settings of the server.
 _OTHER_VARIABLES = frozenset({"TURNLOG_API_ID", "TURNLOG_API_SECRET", "TURNLOG_URL", "TURNLOG_CONFIG"})
-# What Kubernetes and Docker links put into the environment of every neighbour of a service named "turnlog".
+# What Kubernetes and Docker links put into the environment of every neighbour of a service named "turnlog"; they also
+# set TURNLOG_PORT to tcp://address:port.
 _FOREIGN_PREFIXES = ("TURNLOG_SERVICE_", "TURNLOG_PORT_")
 
+DEFAULT_STORE_FOLDER = Path("data")
 Count = Annotated[int, Meta(ge=1)]
-Seconds = Annotated[float, Meta(gt=0)]
+Seconds = Annotated[float, Meta(gt=0, le=86_400)]
 
 
 class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -32,7 +34,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     host: str = "127.0.0.1"
     port: Annotated[int, Meta(ge=0, le=65535)] = 8080
-    store: str = "sqlite:///data/turnlog.db"
+    store: str = f"sqlite:///{DEFAULT_STORE_FOLDER}/turnlog.db"
     lenient: bool = True
     refuse_repeats: bool = False
     max_body_bytes: Count = 1024 * 1024
@@ -79,7 +81,7 @@ def load(flags: Mapping[str, object], environment: Mapping[str, str], file: str 
     for variable, text in environment.items():
         if not variable.startswith(ENVIRONMENT_PREFIX) or variable in _OTHER_VARIABLES:
             continue
-        if not variable.startswith(_FOREIGN_PREFIXES):
+        if not variable.startswith(_FOREIGN_PREFIXES) and not text.startswith("tcp://"):
             name = variable.removeprefix(ENVIRONMENT_PREFIX).lower()
             _take(values, origins, name, text, variable, strict=False)
     for name, given in flags.items():

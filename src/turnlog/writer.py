@@ -10,6 +10,8 @@ import asyncio
 from collections import deque
 from typing import TYPE_CHECKING, NamedTuple
 
+import structlog
+
 from turnlog.errors import Error, InternalError, OutcomeUnknownError, OverloadedError
 from turnlog.store.protocol import StoreFailedError, StoreUnavailableError
 
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
 
     from turnlog.store.protocol import Recorder, Write
 
+_log = structlog.get_logger()
 RETRY_AFTER_S = 1
 MAX_TRANSACTION_ROWS = 2000
 MAX_TRANSACTION_CHARS = 8 * 1024 * 1024
@@ -128,8 +131,11 @@ class Writer:
         started_at = self._loop.time()
         try:
             outcomes = await self._store.append([waiting.write for waiting in batch])
-        except StoreUnavailableError:
-            self._refuse(batch, OverloadedError("the store cannot record now", retry_after_s=RETRY_AFTER_S))
+        except StoreUnavailableError as cause:
+            _log.warning("store_unavailable", error=str(cause), writes=len(batch))
+            refusal = OverloadedError("the store cannot record now", retry_after_s=RETRY_AFTER_S)
+            refusal.__cause__ = cause
+            self._refuse(batch, refusal)
         except StoreFailedError as failure:
             self._fail(failure)
         except Exception as bug:  # noqa: BLE001 - the queue must outlive a bug, and the bug is reported by the caller

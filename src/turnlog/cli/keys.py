@@ -11,7 +11,7 @@ import click
 import msgspec
 
 from turnlog import instants, secret
-from turnlog.cli.settings import file_option, json_option, settings, store_option
+from turnlog.cli.settings import file_option, json_option, settings, store_option, store_to_make
 from turnlog.errors import SettingError
 from turnlog.model import DEFAULT_PERMISSIONS, MAX_NAME_CHARS, PERMISSIONS, ApiKey, Permission, SecretHash
 from turnlog.store.connect import open_keys
@@ -103,7 +103,7 @@ def create(
         refuse_repeats=refuse_repeats,
         expires_at=None if expires is None else _future(expires, "--expires"),
     )
-    with open_keys(settings(file, store=store).config.store, create=True) as kept:
+    with open_keys(store_to_make(settings(file, store=store)), create=True) as kept:
         kept.add_key(record)
     _show_secret(record.key, text, as_json=as_json)
 

@@ -16,7 +16,7 @@ import uvloop
 
 from turnlog import __version__, instants, logs
 from turnlog.cli.keys import DEFAULT_ACCOUNT, new_key, now_us
-from turnlog.cli.settings import file_option, settings, store_option
+from turnlog.cli.settings import file_option, settings, store_option, store_to_make
 from turnlog.errors import SettingError
 from turnlog.http.app import App
 from turnlog.http.bodies import BodyReader
@@ -46,10 +46,11 @@ _log = structlog.get_logger()
 @click.option("--first-key", is_flag=True, help="Where the store has no key yet, create one and print a first session.")
 def serve(file: str | None, store: str | None, host: str | None, port: int | None, *, first_key: bool) -> None:
     """Serve the Conversations API until SIGINT or SIGTERM."""
-    config = settings(file, store=store, host=host, port=port).config
+    effective = settings(file, store=store, host=host, port=port)
+    config = effective.config
     logs.configure(config.log_level, lambda: instants.render(now_us()))
-    listener = _listen(config)
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+    store_to_make(effective)
+    with _listen(config) as listener, asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         status = runner.run(_serve(config, listener, first_key=first_key))
     if status:
         sys.exit(status)
@@ -57,15 +58,19 @@ def serve(file: str | None, store: str | None, host: str | None, port: int | Non
 
 def _listen(config: Config) -> socket.socket:
     """The listening socket, bound before anything else: a port that is taken is known before the store is touched."""
+    problem = f"cannot listen on {config.host} port {config.port}"
     try:
-        family, kind, protocol, _, address = socket.getaddrinfo(
-            config.host, config.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
-        listener = socket.socket(family, kind, protocol)
+        found = socket.getaddrinfo(config.host, config.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except (OSError, UnicodeError) as error:
+        raise SettingError(f"{problem}: {getattr(error, 'strerror', None) or 'not a host name'}") from error
+    family, kind, protocol, _, address = found[0]
+    listener = socket.socket(family, kind, protocol)
+    try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
     except OSError as error:
-        raise SettingError(f"cannot listen on {config.host} port {config.port}: {error.strerror or error}") from error
+        listener.close()
+        raise SettingError(f"{problem}: {error.strerror or error}") from error
     return listener
 
 

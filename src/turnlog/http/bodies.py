@@ -18,6 +18,7 @@ from turnlog import instants
 from turnlog.errors import MalformedBodyError, SchemaMismatchError, UnprocessableError
 from turnlog.model import (
     MAX_BATCH_MESSAGES,
+    MAX_ID_CHARS,
     ROLES,
     NewAuthentication,
     NewConversation,
@@ -128,10 +129,10 @@ class BodyReader:
         body = _decode(raw, _decode_authentication)
         check_json(raw)
         auth = body.auth
-        if auth is UNSET and self._lenient and body.token is not UNSET:
+        if self._lenient and body.token is not UNSET:
             if not isinstance(body.token, str):
                 raise SchemaMismatchError("[Path '/token'] Expected `str`")
-            auth = AuthBody(token=body.token)
+            auth = AuthBody(token=body.token) if auth is UNSET else auth
         if auth is UNSET:
             raise SchemaMismatchError("[Path '/auth'] required field is missing")
         parts = tuple(name for name in auth.__struct_fields__ if getattr(auth, name) is not UNSET)
@@ -187,7 +188,7 @@ _PROBLEM = re.compile(r"(?P<what>.*?)(?: - at `(?:key in )?\$(?P<path>.*)`)?", r
 _MISSING = re.compile(r"Object missing required field `(\w+)`")
 
 
-def _schema_mismatch(problem: str) -> SchemaMismatchError:
+def _schema_mismatch(problem: str) -> SchemaMismatchError | UnprocessableError:
     """Msgspec's words with a JSON pointer for its path, and the values that would be right."""
     match = _PROBLEM.fullmatch(problem)
     what, path = (problem, "") if match is None else (match["what"], match["path"] or "")
@@ -195,6 +196,8 @@ def _schema_mismatch(problem: str) -> SchemaMismatchError:
     missing = _MISSING.fullmatch(what)
     if missing is not None:
         return SchemaMismatchError(f"[Path '{pointer}/{missing[1]}'] required field is missing")
+    if what == "Integer value out of range":
+        return UnprocessableError(f"[Path '{pointer}'] at most {MAX_ID_CHARS} characters are accepted")
     if pointer.endswith("/role"):
         what = f"Expected one of {', '.join(ROLES)}"
     return SchemaMismatchError(f"[Path '{pointer}'] {what}")

@@ -8,7 +8,6 @@ arrive together: timers start only where something is missing.
 from __future__ import annotations
 
 import re
-import sys
 from typing import TYPE_CHECKING, Any
 
 import httptools
@@ -49,6 +48,10 @@ UNPARSED = "unparsed"
 """The operation, in metrics and logs, of what never became a request."""
 
 
+def _malformed() -> Error:
+    return MalformedParameterError("not a well-formed HTTP/1.1 request")
+
+
 class Protocol(HttpToolsProtocol):
     """One connection. ``limits``, ``new_id`` and ``metrics`` are set by ``protocol_class``."""
 
@@ -68,7 +71,8 @@ class Protocol(HttpToolsProtocol):
         self._arrival_bytes = 0
         self._slow_reader: asyncio.TimerHandle | None = None
         self._linger: asyncio.TimerHandle | None = None
-        self._chunk = b""
+        self._first_line = b""
+        self._unparsed_body_bytes = 0
 
     # The connection.
 
@@ -92,16 +96,17 @@ class Protocol(HttpToolsProtocol):
         """Parse what came, unless the connection is only waiting for its last answer to be read."""
         if self._refused:
             return
+        self._unset_keepalive_if_required()
         if self._in_head:
             self._head_bytes += len(data)
-            self._chunk = data
+            self._first_line = data
         elif self.cycle.response_complete:
             self._unread_bytes += len(data)
             if self._unread_bytes > MAX_UNREAD_BYTES:
                 self.transport.abort()
                 return
         self._arrival_bytes += len(data)
-        super().data_received(data)
+        self._feed(data)
         if self._in_head:
             # The parser reports a header when it is whole: one that never ends is counted here.
             if self._head_bytes > self.limits.max_target_bytes + self.limits.max_header_bytes:
@@ -110,6 +115,39 @@ class Protocol(HttpToolsProtocol):
                 self._expect_more(self.limits.header_timeout_s)
         elif not self._body_complete:
             self._expect_more(self.limits.body_timeout_s)
+
+    def _feed(self, data: bytes) -> None:
+        if self._unparsed_body_bytes:
+            self._take_unparsed_body(data)
+            return
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserInvalidMethodError:
+            if _REQUEST_LINE.match(self._first_line):
+                self._refuse(MethodNotAllowedError(f"this server knows no such method: it offers {_METHODS}", _METHODS))
+            else:
+                self._refuse(_malformed())
+        except httptools.HttpParserUpgrade as upgrade:
+            # The parser stops at the head of a request that offers an upgrade; declined, its body is still a body.
+            self._take_unparsed_body(data[upgrade.args[0] :])
+        except httptools.HttpParserError:
+            self._refuse(self._refusal or _malformed())
+
+    def _take_unparsed_body(self, data: bytes) -> None:
+        body = data[: self._unparsed_body_bytes]
+        if body:
+            self._unparsed_body_bytes -= len(body)
+            self.on_body(body)
+            if not self._unparsed_body_bytes:
+                self.on_message_complete()
+
+    def eof_received(self) -> bool:  # type: ignore[override] # uvicorn gives None, asyncio takes either
+        """The peer sends no more: what is due to it is still answered. True keeps our side open for that."""
+        cycle: RequestResponseCycle | None = self.cycle
+        if cycle is None or cycle.response_complete or not self._body_complete:
+            return False
+        cycle.keep_alive = False
+        return True
 
     # The parser's events.
 
@@ -130,16 +168,28 @@ class Protocol(HttpToolsProtocol):
         self._check_head()
         self._in_head = False
         self._head_bytes = 0
+        self._first_line = b""
         self._unread_bytes = 0
         self._body_complete = False
         self._arrived()
+        if self.parser.should_upgrade():
+            self._decline_upgrade()
         super().on_headers_complete()
         if self.parser.should_upgrade():
             # Whatever follows is another protocol's; answered as HTTP/1.1, it would be read as the next request.
             self.cycle.keep_alive = False
 
+    def _decline_upgrade(self) -> None:
+        """Take the body's length into our own hands: the parser goes no further than this head."""
+        headers = dict(self.headers)
+        if b"transfer-encoding" in headers:
+            self._reject(MalformedParameterError("[Header 'Upgrade'] not offered here, and not with a chunked body"))
+        self._unparsed_body_bytes = int(headers.get(b"content-length", b"0"))
+
     def on_message_complete(self) -> None:
         """The body is complete."""
+        if self._unparsed_body_bytes:
+            return
         self._body_complete = True
         self._in_head = True
         self._head_bytes = 0
@@ -166,18 +216,11 @@ class Protocol(HttpToolsProtocol):
         )
 
     def _reject(self, error: Error) -> None:
-        """Stop the parser from inside one of its events; ``send_400_response`` then answers with ``error``."""
+        """Stop the parser from inside one of its events; ``_feed`` then answers with ``error``."""
         self._refusal = error
         raise httptools.HttpParserError(error.message)
 
     # Refusals below the application.
-
-    def send_400_response(self, msg: str) -> None:  # noqa: ARG002 - uvicorn's words are not the envelope's
-        """Called by uvicorn, from its ``except``, for what cannot be parsed; the reason may be a limit of ours."""
-        unparsed: Error = MalformedParameterError("not a well-formed HTTP/1.1 request")
-        if isinstance(sys.exception(), httptools.HttpParserInvalidMethodError) and _REQUEST_LINE.match(self._chunk):
-            unparsed = MethodNotAllowedError(f"this server knows no such method: it offers {_METHODS}", _METHODS)
-        self._refuse(self._refusal or unparsed)
 
     def _refuse(self, error: Error) -> None:
         """Answer with ``error`` behind the answers that are still due, then close."""

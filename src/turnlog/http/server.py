@@ -59,8 +59,8 @@ def make_server(
             log_config=None,
             server_header=False,
             proxy_headers=False,
-            timeout_keep_alive=int(config.keep_alive_s) or 1,
-            timeout_graceful_shutdown=int(config.drain_timeout_s) or 1,
+            timeout_keep_alive=config.keep_alive_s,  # type: ignore[arg-type] # given to call_later as it is
+            timeout_graceful_shutdown=config.drain_timeout_s,  # type: ignore[arg-type] # and this to wait_for
             backlog=4096,
         ),
         on_started,

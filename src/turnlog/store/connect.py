@@ -18,12 +18,18 @@ EXPECTED = "sqlite:///relative/path.db or sqlite:////absolute/path.db"
 
 
 def _path(url: str) -> Path:
+    """The file that ``url`` names.
+
+    Its folder must exist: with a name mistyped or a disk not mounted, nothing may be recorded somewhere else instead.
+    """
     name = url.removeprefix(_SQLITE)
     if not url.startswith(_SQLITE) or not name or "?" in name or "#" in name or "\0" in name:
         raise SettingError(f"the store {url!r} is not a store's URL: expected {EXPECTED}")
     path = Path(name).absolute()
     if path.is_dir():
         raise SettingError(f"the store {path} is a folder: expected the name of a file, as in {path / 'turnlog.db'}")
+    if not path.parent.is_dir():
+        raise SettingError(f"cannot open the store {path}: there is no folder {path.parent}")
     # Two names of one file must meet at one lock.
     return path.resolve()
 

@@ -18,6 +18,10 @@ if TYPE_CHECKING:
 
 BUSY_MS = 5000
 """How long a writer waits for a change of keys made by another process."""
+APPLICATION_ID = 0x54524E4C
+"""``TRNL`` in the file's header: tells a Turnlog store from somebody else's database."""
+_MAGIC = b"SQLite format 3\0"
+_HEADER_BYTES = 100
 _WRITER_CACHE_KIB = 32 * 1024
 _READER_CACHE_KIB = 8 * 1024
 
@@ -38,6 +42,10 @@ def translated() -> Iterator[None]:
     """Turn the driver's errors into the protocol's two; the only place that knows them."""
     try:
         yield
+    except apsw.IOError as error:
+        if getattr(error, "extendedresult", None) == apsw.SQLITE_IOERR_SHMSIZE:
+            raise StoreUnavailableError(str(error)) from error  # a full disk again, met by the WAL's index
+        raise StoreFailedError(f"{type(error).__name__}: {error}") from error
     except _CERTAINLY_NOT_STORED as error:
         raise StoreUnavailableError(str(error)) from error
     except apsw.Error as error:
@@ -50,10 +58,13 @@ def connect(path: Path, *, readonly: bool = False) -> apsw.Connection:
     ``synchronous=FULL`` syncs the WAL at each commit; checkpoints are the store's own doing, behind a batch and never
     inside one. Raises SettingError, naming the path, where the file cannot be opened or is none of ours.
     """
+    check_file(path)
     try:
         connection = apsw.Connection(str(path), statementcachesize=64)
         connection.set_busy_timeout(BUSY_MS)
-        # journal_mode first: it is the first read of the file, and finds out whether it is a database at all.
+        if path.stat().st_size == 0:
+            # Before WAL mode, so that the mark is in the file itself from its first page on: a WAL may be lost.
+            connection.pragma("application_id", APPLICATION_ID)
         mode = connection.pragma("journal_mode", "wal")
         if mode != "wal":
             raise SettingError(f"{path}: the file system does not offer what SQLite's WAL mode needs ({mode})")
@@ -72,13 +83,27 @@ def _first_line(error: BaseException) -> str:
     return str(error).partition("\n")[0]
 
 
+def check_file(path: Path) -> None:
+    """Raises SettingError unless the file is empty or a store, by its header and before SQLite touches it."""
+    try:
+        with path.open("rb") as file:
+            header = file.read(_HEADER_BYTES)
+    except OSError as error:
+        raise SettingError(f"cannot open the store {path}: {error.strerror}") from error
+    if not header:
+        return
+    if not header.startswith(_MAGIC):
+        raise SettingError(f"{path} is not an SQLite database")
+    if header[68:72] != APPLICATION_ID.to_bytes(4):
+        raise SettingError(f"{path} is an SQLite database of another program")
+
+
 def create_file(path: Path) -> None:
-    """Make sure that the folder and the file exist and that their names are on the disk, readable by the owner only.
+    """Make sure that the file exists and that its name is on the disk, readable by the owner only.
 
     SQLite ignores an error when it syncs a folder, so the folder is synced here, where an error counts.
     """
     try:
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         os.close(descriptor)
         folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)

@@ -12,9 +12,6 @@ if TYPE_CHECKING:
 
     import apsw
 
-APPLICATION_ID = 0x54524E4C
-"""``TRNL`` in the file's header: tells a Turnlog store from somebody else's database."""
-
 
 def migrations() -> list[tuple[int, str]]:
     """Every migration that this program knows, as its number and its SQL, in order."""
@@ -28,16 +25,13 @@ def schema_version(connection: apsw.Connection) -> int:
 
 
 def is_current(connection: apsw.Connection, path: Path) -> bool:
-    """Whether the file needs no migration. Raises SettingError where it is not ours or newer than this program."""
+    """Whether the file needs no migration. Raises SettingError where it is newer than this program."""
     version, newest = schema_version(connection), migrations()[-1][0]
-    tables = connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()
     if version > newest:
         raise SettingError(
             f"the store {path} has schema {version}, and this program knows schemas up to {newest}: "
             "run the newer program that wrote it"
         )
-    if connection.pragma("application_id") != APPLICATION_ID and tables != (0,):
-        raise SettingError(f"{path} is an SQLite database of another program")
     return version == newest
 
 
@@ -47,7 +41,6 @@ def migrate(connection: apsw.Connection) -> None:
         connection.execute("BEGIN IMMEDIATE")  # two programs that start at once take turns here
         try:
             if schema_version(connection) < number:
-                connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
                 connection.execute(sql)
                 connection.execute(f"PRAGMA user_version = {number}")
             connection.execute("COMMIT")
