@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 import structlog
 
 from turnlog.errors import Error, InternalError, MethodNotAllowedError, NotFoundError
+from turnlog.http.cycle import WHOLE_ANSWER
 from turnlog.http.requests import Budget, ClientGoneError, Request
-from turnlog.http.responses import Response, error_response
+from turnlog.http.responses import Response, error_response, rendered
 from turnlog.http.routing import Router
 from turnlog.keyring import unauthenticated
 
@@ -121,6 +122,9 @@ class App:
     async def _send(self, request: Request, response: Response, send: Send) -> None:
         rate = _rate_fields(request.held) if request.held is not None and request.held.bucket is not None else ()
         head = response.head(request.id, rate)
+        if response.stream is None and WHOLE_ANSWER in request.scope.get("extensions", ()):
+            await send({"type": WHOLE_ANSWER, "status": response.status, "head": rendered(head), "body": response.body})
+            return
         await send({"type": "http.response.start", "status": response.status, "headers": head})
         if response.stream is None:
             await send({"type": "http.response.body", "body": response.body})

@@ -7,8 +7,10 @@ arrive together: timers start only where something is missing.
 
 from __future__ import annotations
 
+import asyncio
 import re
 from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote
 
 import httptools
 import structlog
@@ -23,10 +25,10 @@ from turnlog.errors import (
     RequestTimeoutError,
     TargetTooLongError,
 )
-from turnlog.http.responses import error_response
+from turnlog.http.cycle import EXTENSIONS, Cycle
+from turnlog.http.responses import error_response, rendered
 
 if TYPE_CHECKING:
-    import asyncio
     from collections.abc import Callable
 
     from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
@@ -61,6 +63,7 @@ class Protocol(HttpToolsProtocol):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self.url = b""
         self._in_head = True
         self._head_bytes = 0
         self._body_complete = True
@@ -108,8 +111,10 @@ class Protocol(HttpToolsProtocol):
         self._arrival_bytes += len(data)
         self._feed(data)
         if self._in_head:
-            # The parser reports a header when it is whole: one that never ends is counted here.
-            if self._head_bytes > self.limits.max_target_bytes + self.limits.max_header_bytes:
+            # The parser reports a head when it is whole: one that never ends is counted here.
+            if len(self.url) > self.limits.max_target_bytes:
+                self._refuse(self._target_too_long())
+            elif self._head_bytes > self.limits.max_target_bytes + self.limits.max_header_bytes:
                 self._refuse(self._headers_too_large())
             elif self._head_bytes and not self._refused:
                 self._expect_more(self.limits.header_timeout_s)
@@ -143,10 +148,9 @@ class Protocol(HttpToolsProtocol):
 
     def eof_received(self) -> bool:  # type: ignore[override] # uvicorn gives None, asyncio takes either
         """The peer sends no more: what is due to it is still answered. True keeps our side open for that."""
-        cycle: RequestResponseCycle | None = self.cycle
-        if cycle is None or cycle.response_complete or not self._body_complete:
+        if not self._is_busy() or not self._body_complete:
             return False
-        cycle.keep_alive = False
+        self.cycle.keep_alive = False
         return True
 
     # The parser's events.
@@ -157,12 +161,6 @@ class Protocol(HttpToolsProtocol):
         self._in_head = True
         self._head_bytes = max(1, self._head_bytes)
 
-    def on_url(self, url: bytes) -> None:
-        """A part of the target came."""
-        super().on_url(url)
-        if len(self.url) > self.limits.max_target_bytes:
-            self._reject(TargetTooLongError(f"the target is over the limit of {self.limits.max_target_bytes} bytes"))
-
     def on_headers_complete(self) -> None:
         """The head is complete: check what the parser lets through, then hand the request to the application."""
         self._check_head()
@@ -172,12 +170,46 @@ class Protocol(HttpToolsProtocol):
         self._unread_bytes = 0
         self._body_complete = False
         self._arrived()
-        if self.parser.should_upgrade():
+        upgrade = self.parser.should_upgrade()
+        if upgrade:
             self._decline_upgrade()
-        super().on_headers_complete()
-        if self.parser.should_upgrade():
-            # Whatever follows is another protocol's; answered as HTTP/1.1, it would be read as the next request.
-            self.cycle.keep_alive = False
+        # Whatever follows an upgrade is another protocol's; it must not be read as the next request.
+        self._begin(keep_alive=not upgrade and self.parser.should_keep_alive())
+
+    def _begin(self, *, keep_alive: bool) -> None:
+        """Hand the request to the application, or queue it behind the one under way."""
+        scope, version = self.scope, self.parser.get_http_version()
+        scope["method"] = self.parser.get_method().decode("ascii")
+        scope["http_version"] = version
+        raw_path, _, query = self.url.partition(b"?")
+        scope["raw_path"] = raw_path
+        scope["path"] = unquote(raw_path.decode("latin-1"))
+        scope["query_string"] = query
+        scope["extensions"] = EXTENSIONS  # type: ignore[typeddict-item] # ours is not among those of the specification
+        busy = self._is_busy()
+        self.cycle = Cycle(
+            scope=scope,
+            transport=self.transport,
+            flow=self.flow,
+            logger=self.logger,
+            access_logger=self.access_logger,
+            access_log=False,
+            default_headers=self.server_state.default_headers,
+            message_event=asyncio.Event(),
+            expect_100_continue=self.expect_100_continue,
+            keep_alive=keep_alive and version != "1.0",
+            on_response=self.on_response_complete,
+        )
+        if busy:
+            self.flow.pause_reading()
+            self.pipeline.appendleft((self.cycle, self.app))
+        else:
+            self._start_asgi_task(self.cycle, self.app)
+
+    def _is_busy(self) -> bool:
+        """Whether an answer is due."""
+        cycle: RequestResponseCycle | None = self.cycle  # None before the first request, whatever uvicorn's types say
+        return cycle is not None and not cycle.response_complete
 
     def _decline_upgrade(self) -> None:
         """Take the body's length into our own hands: the parser goes no further than this head."""
@@ -198,6 +230,8 @@ class Protocol(HttpToolsProtocol):
 
     def _check_head(self) -> None:
         headers, limits = self.headers, self.limits
+        if len(self.url) > limits.max_target_bytes:
+            self._reject(self._target_too_long())
         if len(headers) > limits.max_headers or (
             # What came in one piece with its body is counted whole first, because that is a single number.
             self._head_bytes > limits.max_header_bytes
@@ -209,6 +243,9 @@ class Protocol(HttpToolsProtocol):
         hosts = [name for name, _ in headers].count(b"host")
         if hosts != 1 and (hosts or self.parser.get_http_version() != "1.0"):
             self._reject(MalformedParameterError(f"[Header 'Host'] sent {hosts} times: expected once"))
+
+    def _target_too_long(self) -> TargetTooLongError:
+        return TargetTooLongError(f"the target is over the limit of {self.limits.max_target_bytes} bytes")
 
     def _headers_too_large(self) -> HeadersTooLargeError:
         return HeadersTooLargeError(
@@ -230,7 +267,7 @@ class Protocol(HttpToolsProtocol):
         self._refusal = error
         self._arrived()
         cycle = self.cycle
-        if self._idle():
+        if not self._is_busy() and self._body_complete:
             self._send_refusal()
         elif self._body_complete:
             pass  # what is refused comes behind a whole request: on_response_complete goes on
@@ -243,21 +280,14 @@ class Protocol(HttpToolsProtocol):
             cycle.message_event.set()
             self._send_refusal()
 
-    def _idle(self) -> bool:
-        """Whether no request is under way."""
-        cycle: RequestResponseCycle | None = self.cycle  # None before the first request, whatever uvicorn's types say
-        return cycle is None or (cycle.response_complete and self._body_complete)
-
     def _send_refusal(self) -> None:
         error = self._refusal
         if error is None or self.transport.is_closing():
             return
         request_id = self.new_id()
         response = error_response(error, request_id)
-        head = [STATUS_LINE[response.status]]
-        for name, value in (*self.server_state.default_headers, *response.head(request_id)):
-            head.append(name + b": " + value + b"\r\n")
-        self.transport.write(b"".join((*head, b"connection: close\r\n\r\n", response.body)))
+        head = rendered((*self.server_state.default_headers, *response.head(request_id), (b"connection", b"close")))
+        self.transport.write(STATUS_LINE[response.status] + head + b"\r\n" + response.body)
         self._close_gently()
         self.metrics.request(UNPARSED, response.status, 0.0)
         if self.limits.log_requests != "none":

@@ -40,6 +40,11 @@ class Response(msgspec.Struct):
         return head
 
 
+def rendered(headers: Iterable[Header]) -> bytes:
+    """Headers as header lines."""
+    return b"".join([b"%s: %s\r\n" % header for header in headers])
+
+
 class _ErrorView(msgspec.Struct, rename="camel"):
     request_id: str
     code: str
