@@ -183,7 +183,8 @@ class Protocol(HttpToolsProtocol):
         scope["http_version"] = version
         raw_path, _, query = self.url.partition(b"?")
         scope["raw_path"] = raw_path
-        scope["path"] = unquote(raw_path.decode("latin-1"))
+        path = raw_path.decode("latin-1")
+        scope["path"] = unquote(path) if "%" in path else path
         scope["query_string"] = query
         scope["extensions"] = EXTENSIONS  # type: ignore[typeddict-item] # ours is not among those of the specification
         busy = self._is_busy()
