@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
+from typing import TYPE_CHECKING
 
 import msgspec
 
-from tests.harness import REPOSITORY
+from tests.harness import REPOSITORY, V1, Server, create_conversation, message
 from turnlog import errors
 from turnlog.config import Config
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
 
 OPERATIONS_PAGE = (REPOSITORY / "docs" / "operations.md").read_text("utf-8")
 API_PAGE = (REPOSITORY / "docs" / "api.md").read_text("utf-8")
@@ -31,3 +38,23 @@ def test_every_status_of_an_error_says_what_a_caller_should_do() -> None:
     codes = {error.code for error in vars(errors).values() if isinstance(error, type) and hasattr(error, "code")}
     for code in codes:
         assert code in table or re.search(rf"\b{code[:3]}\b", table), code
+
+
+def test_the_backup_command_takes_everything_while_the_server_runs(
+    start: Callable[..., Server], tmp_path: Path
+) -> None:
+    """As it stands on the page; restored, every message is there."""
+    command = re.findall(r"^```bash\n(.*?)^```$", OPERATIONS_PAGE, re.DOTALL | re.MULTILINE)[0]
+    (tmp_path / "data").mkdir()
+    server = start(store=tmp_path / "data" / "turnlog.db")
+    key = server.create_key("backup")
+    with server.client(key) as client:
+        path = f"{V1}/conversations/{create_conversation(client, 'kept')}/messages"
+        for n in range(20):
+            client.post(path, json=message(str(n))).raise_for_status()
+        pasted = command.replace(".venv/bin/python", sys.executable)
+        subprocess.run(["bash", "-ec", pasted], cwd=tmp_path, check=True, timeout=60)
+        client.post(path, json=message("after the backup")).raise_for_status()
+    restored = start(store=tmp_path / "backup.db")
+    with restored.client(key) as client:
+        assert [item["text"] for item in client.get(path).json()["items"]] == [str(n) for n in range(20)]
