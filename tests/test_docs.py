@@ -40,9 +40,7 @@ def test_every_status_of_an_error_says_what_a_caller_should_do() -> None:
         assert code in table or re.search(rf"\b{code[:3]}\b", table), code
 
 
-def test_the_backup_command_takes_everything_while_the_server_runs(
-    start: Callable[..., Server], tmp_path: Path
-) -> None:
+def test_the_backup_command_works_beside_a_running_server(start: Callable[..., Server], tmp_path: Path) -> None:
     """As it stands on the page; restored, every message is there."""
     command = re.findall(r"^```bash\n(.*?)^```$", OPERATIONS_PAGE, re.DOTALL | re.MULTILINE)[0]
     (tmp_path / "data").mkdir()
