@@ -106,7 +106,7 @@ def test_the_first_session_that_serve_prints_works_as_pasted(tmp_path: Path) -> 
 
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as second:
         assert second.stdout is not None
-        base = second.stdout.readline().split("listening on ")[1].split(";")[0]
+        base = second.stdout.readline().split("listening on ")[1].split(",")[0]
         listed = re.sub(r"http://[^/]+", base, "curl" + session.split("curl")[3])
         assert json.loads(run(listed, tmp_path))["items"][0]["text"] == "Hello!"
         second.terminate()

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import tomllib
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import msgspec
 from msgspec import Meta
@@ -109,6 +109,20 @@ def _take(
         value = value.lower()  # TRUE and True are meant as true
     try:
         values[name] = msgspec.convert(value, _TYPES[name], strict=strict)
-    except msgspec.ValidationError as error:
-        raise SettingError(f"bad setting {name!r} ({origin}): {error}") from None
+    except msgspec.ValidationError:
+        raise SettingError(f"bad setting {name!r} ({origin}): expected {_expected(_TYPES[name])}") from None
     origins[name] = origin
+
+
+def _expected(kind: Any) -> str:
+    """What a setting of this type may be, in words."""
+    if get_origin(kind) is Literal:
+        return f"one of {', '.join(get_args(kind))}"
+    if kind is bool:
+        return "true or false"
+    base, *metas = get_args(kind) or (kind,)
+    words = {int: "a whole number", float: "a number of seconds", str: "text"}[base]
+    for meta in metas:
+        bounds = ((meta.ge, " from {}"), (meta.gt, " over {}"), (meta.le, " up to {}"))
+        words += "".join(text.format(bound) for bound, text in bounds if bound is not None)
+    return words

@@ -103,9 +103,11 @@ def create(
         refuse_repeats=refuse_repeats,
         expires_at=None if expires is None else _future(expires, "--expires"),
     )
-    with open_keys(store_to_make(settings(file, store=store)), create=True) as kept:
+    url = store_to_make(settings(file, store=store))
+    with open_keys(url, create=True) as kept:
         kept.add_key(record)
     _show_secret(record.key, text, as_json=as_json)
+    click.echo(f"The key is kept in {url}, and good for the server that runs on it.", err=True)
 
 
 @keys.command("list")

@@ -82,7 +82,7 @@ async def _serve(config: Config, listener: socket.socket, *, first_key: bool) ->
     metrics = Metrics()
     ids = Ulids(now_us, secrets.randbits)
 
-    def fail(failure: BaseException) -> None:
+    def fail(failure: BaseException) -> None:  # not before the first batch, and by then there is a server
         failures.append(failure)
         _log.error("store_failed", error=str(failure))
         server.should_exit = True
@@ -139,20 +139,20 @@ def _announce(config: Config, listener: socket.socket, banner: str) -> None:
 def _prepare_keys(store: Store, keyring: Keyring, *, first_key: bool) -> str:
     """Load the keys; what to print once the server listens."""
     records = store.keys()
-    if not records and not first_key:
-        _log.warning("no_keys", hint="nobody can come in: create a key with `turnlog keys create NAME`")
-    if records or not first_key:
+    if not records and first_key:
+        record, secret = new_key("first", DEFAULT_ACCOUNT)
+        store.add_key(record)
         keyring.refresh(store)
-        return _KEPT if first_key else ""
-    record, secret = new_key("first", DEFAULT_ACCOUNT)
-    store.add_key(record)
+        return _FIRST_SESSION.replace("{id}", record.key.id).replace("{secret}", secret)
+    if all(record.key.revoked_at is not None for record in records):
+        _log.warning("no_keys", hint="nobody can come in: create a key with `turnlog keys create NAME`")
     keyring.refresh(store)
-    return _FIRST_SESSION.replace("{id}", record.key.id).replace("{secret}", secret)
+    return _KEPT if first_key else ""
 
 
 _KEPT = """\
-Turnlog is listening on {base}; its keys are those of the first start.
-For another one: .venv/bin/turnlog keys create NAME      API: {base}/docs      stop: Ctrl-C"""
+Turnlog is listening on {base}, with the keys that the store has; their secrets are not shown again.
+For another key: .venv/bin/turnlog keys create NAME      API: {base}/docs      stop: Ctrl-C"""
 
 _FIRST_SESSION = """\
 Turnlog is listening on {base}. This is its first key; the secret is shown only now:
@@ -168,7 +168,7 @@ curl -sS -w '\\n' {base}/conversation/v1/conversations \\
   -d '{"id": "DEMO1", "externalId": "demo-1", "customer": {"externalId": "jane"}, "timestamp": "2026-01-31T12:00:00Z"}'
 curl -sS -w '\\n' {base}/conversation/v1/conversations/DEMO1/messages \\
   -H 'asapp-api-id: {id}' -H 'asapp-api-secret: {secret}' \\
-  -H 'content-type: application/json' \\
+  -H 'content-type: application/json' -H 'idempotency-key: demo-1-hello' \\
   -d '{"text": "Hello!", "sender": {"role": "customer", "externalId": "jane"}, "timestamp": "2026-01-31T12:00:01Z"}'
 curl -sS -w '\\n' {base}/conversation/v1/conversations/DEMO1/messages \\
   -H 'asapp-api-id: {id}' -H 'asapp-api-secret: {secret}'

@@ -188,7 +188,7 @@ class _Page:
     def _operation(self, method: str, path: str, operation: Json) -> str:
         name = escape(operation["operationId"])
         head = (
-            f'<details id="{name}" class="operation">\n<summary><h3>{_inline(operation["summary"])}</h3> '
+            f'<details class="operation">\n<summary id="{name}"><h3>{_inline(operation["summary"])}</h3> '
             f'<span class="line"><b class="method {method}">{method.upper()}</b> <code>{escape(path)}</code></span>'
             f"</summary>\n<div>\n{_prose(operation['description'])}"
             f'<p class="quiet"><code>{name}</code> · <a href="#{name}">link to this operation</a></p>\n'

@@ -284,7 +284,8 @@ def _introduction(config: Config) -> str:
         f"A request's target may have {config.max_target_bytes:,} bytes, its headers {config.max_header_bytes:,} "
         f"bytes and {config.max_headers} fields.\n\n"
         "Every answer names its request in `x-request-id`. Whatever is not a success is an `Error` with a stable "
-        "code. Retry 429 and 503 after `Retry-After`, writes with an `Idempotency-Key`, and nothing else unchanged. "
+        "code. Retry 429 and 503 after `Retry-After`, and what was answered 500 or not at all; writes with the same "
+        "`Idempotency-Key`. Nothing else is worth sending again unchanged. "
         f"{repeats}"
         "Where `GET` is offered, so is `HEAD`; `OPTIONS` answers 204 with `Allow`."
     )

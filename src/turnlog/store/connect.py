@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,7 +25,8 @@ def _path(url: str) -> Path:
     """
     name = url.removeprefix(_SQLITE)
     if not url.startswith(_SQLITE) or not name or "?" in name or "#" in name or "\0" in name:
-        raise SettingError(f"the store {url!r} is not a store's URL: expected {EXPECTED}")
+        shown = re.sub(r"//[^/]*@", "//…@", url)  # a password has no place in a message
+        raise SettingError(f"the store {shown!r} is not a store's URL: expected {EXPECTED}")
     path = Path(name).absolute()
     if path.is_dir():
         raise SettingError(f"the store {path} is a folder: expected the name of a file, as in {path / 'turnlog.db'}")

@@ -58,7 +58,6 @@ def connect(path: Path, *, readonly: bool = False) -> apsw.Connection:
     ``synchronous=FULL`` syncs the WAL at each commit; checkpoints are the store's own doing, behind a batch and never
     inside one. Raises SettingError, naming the path, where the file cannot be opened or is none of ours.
     """
-    check_file(path)
     try:
         connection = apsw.Connection(str(path), statementcachesize=64)
         connection.set_busy_timeout(BUSY_MS)
@@ -84,7 +83,11 @@ def _first_line(error: BaseException) -> str:
 
 
 def check_file(path: Path) -> None:
-    """Raises SettingError unless the file is empty or a store, by its header and before SQLite touches it."""
+    """Raises SettingError unless the file is empty or a store, by its header and before SQLite touches it.
+
+    Only for a process without a connection to the file: closing any descriptor of a file drops all the locks that the
+    process has on it (POSIX), SQLite's among them, and another program could then take the WAL for abandoned.
+    """
     try:
         with path.open("rb") as file:
             header = file.read(_HEADER_BYTES)
@@ -101,7 +104,8 @@ def check_file(path: Path) -> None:
 def create_file(path: Path) -> None:
     """Make sure that the file exists and that its name is on the disk, readable by the owner only.
 
-    SQLite ignores an error when it syncs a folder, so the folder is synced here, where an error counts.
+    SQLite ignores an error when it syncs a folder, so the folder is synced here, where an error counts. Only for a
+    process without a connection to the file, as ``check_file``.
     """
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)

@@ -16,7 +16,7 @@ import apsw
 from turnlog.errors import SettingError
 from turnlog.store.protocol import Health, KeyRecord, StoreFailedError
 from turnlog.store.sqlite.append import Appender
-from turnlog.store.sqlite.connection import BUSY_MS, ServerLock, connect, create_file, translated
+from turnlog.store.sqlite.connection import BUSY_MS, ServerLock, check_file, connect, create_file, translated
 from turnlog.store.sqlite.keys import Keys
 from turnlog.store.sqlite.migrate import is_current, migrate, schema_version
 from turnlog.store.sqlite.reads import Reads
@@ -159,18 +159,27 @@ class SqliteStore:
 
     def add_key(self, record: KeyRecord) -> None:
         """See protocol.KeyStore."""
-        with open_keys(self._path) as keys:
+        with self._changing_keys() as keys:
             keys.add_key(record)
 
     def revoke_key(self, key_id: str, at: int) -> None:
         """See protocol.KeyStore."""
-        with open_keys(self._path) as keys:
+        with self._changing_keys() as keys:
             keys.revoke_key(key_id, at)
 
     def rotate_key(self, key_id: str, secret: SecretHash, old_expire_at: int) -> None:
         """See protocol.KeyStore."""
-        with open_keys(self._path) as keys:
+        with self._changing_keys() as keys:
             keys.rotate_key(key_id, secret, old_expire_at)
+
+    @contextlib.contextmanager
+    def _changing_keys(self) -> Iterator[Keys]:
+        """A connection of its own: the writer's belongs to the writer's thread, the reader's cannot write."""
+        connection = connect(self._path)
+        try:
+            yield Keys(connection)
+        finally:
+            connection.close()
 
     async def close(self) -> None:
         """Finish the batch under way, fold the WAL into the database and let go of the file."""
@@ -187,6 +196,7 @@ def open_store(path: Path, *, idempotency_ttl_us: int) -> SqliteStore:
     store, and where it cannot be opened; the message names the path.
     """
     create_file(path)
+    check_file(path)
     lock = ServerLock(path)
     try:
         writer = connect(path)
@@ -200,11 +210,15 @@ def open_store(path: Path, *, idempotency_ttl_us: int) -> SqliteStore:
 
 @contextlib.contextmanager
 def open_keys(path: Path, *, create: bool = False) -> Iterator[Keys]:
-    """Open the file for its keys alone, beside whoever records in it. Raises SettingError as ``open_store`` does."""
+    """Open the file for its keys alone, beside whoever records in it, but in another process (see ``check_file``).
+
+    Raises SettingError as ``open_store`` does.
+    """
     if create:
         create_file(path)
     elif not path.is_file():
         raise SettingError(f"there is no store at {path}")
+    check_file(path)
     connection = connect(path)
     try:
         if not is_current(connection, path):
