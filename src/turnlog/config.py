@@ -45,7 +45,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     max_headers: Count = 100
     max_connections: Count = 10_000
     max_queued_messages: Count = 10_000
-    max_queued_characters: Count = 32 * 1024 * 1024
+    max_queued_characters: Count = 16 * 1024 * 1024
     write_deadline_s: Seconds = 10.0
     header_timeout_s: Seconds = 10.0
     body_timeout_s: Seconds = 15.0

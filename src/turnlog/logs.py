@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import msgspec
 import structlog
@@ -18,6 +19,22 @@ if TYPE_CHECKING:
 _MAX_VALUE_CHARS = 2000
 
 
+class _Unfailing:
+    """A stream whose reader may go away, or whose disk may fill up: what cannot be logged is lost, nothing else is."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        with contextlib.suppress(OSError, ValueError):
+            return self._stream.write(text)
+        return 0
+
+    def flush(self) -> None:
+        with contextlib.suppress(OSError, ValueError):
+            self._stream.flush()
+
+
 def configure(level: str, now_text: Callable[[], str], stream: TextIO | None = None) -> None:
     """Send this program's events and its libraries' warnings to ``stream`` (standard error) from ``level`` up."""
     number = logging.getLevelNamesMapping()[level.upper()]
@@ -27,7 +44,7 @@ def configure(level: str, now_text: Callable[[], str], stream: TextIO | None = N
 
     shared: list[Processor] = [structlog.stdlib.add_log_level, stamp]
     closing: list[Processor] = [structlog.processors.format_exc_info, _bounded, _render]
-    target = sys.stderr if stream is None else stream
+    target = cast("TextIO", _Unfailing(sys.stderr if stream is None else stream))
     structlog.configure(
         processors=[*shared, *closing],
         wrapper_class=structlog.make_filtering_bound_logger(number),

@@ -149,6 +149,7 @@ class _StoreTarget:
             max_rows=MAX_QUEUED,
             max_chars=MAX_QUEUED,
             deadline_s=math.inf,
+            monotonic_s=time.monotonic,
             on_batch=lambda _rows, _seconds: None,
             on_failure=self._failures.append,
         )

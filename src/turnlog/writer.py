@@ -50,6 +50,7 @@ class Writer:
         max_rows: int,
         max_chars: int,
         deadline_s: float,
+        monotonic_s: Callable[[], float],
         on_batch: Callable[[int, float], None],
         on_failure: Callable[[BaseException], None],
     ) -> None:
@@ -57,6 +58,8 @@ class Writer:
         self._max_rows = max_rows
         self._max_chars = max_chars
         self._deadline_s = deadline_s
+        # Not the event loop's time, which stands still within a turn: a process that was stopped there would not know.
+        self._now_s = monotonic_s
         self._on_batch = on_batch
         self._on_failure = on_failure
         self._loop = asyncio.get_running_loop()
@@ -86,7 +89,7 @@ class Writer:
         if full and self._queue:  # alone in the queue, a write of any size is let in
             raise OverloadedError("the server is overloaded: the write queue is full", retry_after_s=RETRY_AFTER_S)
         answer: asyncio.Future[object] = self._loop.create_future()
-        self._queue.append(_Waiting(write, answer, self._loop.time(), rows, chars))
+        self._queue.append(_Waiting(write, answer, self._now_s(), rows, chars))
         self.queued_rows += rows
         self._queued_chars += chars
         if self._task is None:
@@ -128,7 +131,7 @@ class Writer:
 
     async def _commit(self, batch: list[_Waiting]) -> None:
         self._in_flight = batch
-        started_at = self._loop.time()
+        started_at = self._now_s()
         try:
             outcomes = await self._store.append([waiting.write for waiting in batch])
         except StoreUnavailableError as cause:
@@ -144,12 +147,13 @@ class Writer:
             self._refuse(batch, error)
         else:
             self._deliver(batch, outcomes)
-            self._on_batch(sum(waiting.rows for waiting in batch), self._loop.time() - started_at)
+            self._on_batch(sum(waiting.rows for waiting in batch), self._now_s() - started_at)
         finally:
+            self._refuse(batch, _unknown())  # nobody is left waiting, whatever went wrong above
             self._in_flight = []
 
     def _deliver(self, batch: list[_Waiting], outcomes: list[object]) -> None:
-        too_late = self._loop.time() - self._deadline_s
+        too_late = self._now_s() - self._deadline_s
         for waiting, outcome in zip(batch, outcomes, strict=True):
             answer = waiting.answer
             if answer.done():
@@ -178,7 +182,7 @@ class Writer:
 
     def _expire(self) -> None:
         """Answer those who have waited past the deadline; one timer for all, not one each."""
-        too_late = self._loop.time() - self._deadline_s
+        too_late = self._now_s() - self._deadline_s
         for waiting in self._in_flight:
             if waiting.submitted_at < too_late and not waiting.answer.done():
                 waiting.answer.set_exception(_unknown())

@@ -12,6 +12,7 @@ from turnlog.cli.importing import import_
 from turnlog.cli.keys import keys
 from turnlog.cli.serve import serve
 from turnlog.errors import SettingError
+from turnlog.store.protocol import StoreFailedError, StoreUnavailableError
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -43,10 +44,20 @@ def main() -> None:
         # Whoever read our output has seen enough; what is left in the buffer has nowhere to go.
         sys.stderr.close()
         sys.exit(1)
+    except UnicodeError:
+        _complain("what was given is not UTF-8")
+        sys.exit(1)
+    except StoreUnavailableError as error:
+        _complain(f"the store cannot be written now, nothing was changed: {error}")
+        sys.exit(1)
+    except StoreFailedError as error:
+        _complain(f"the store cannot be used: {error}")
+        sys.exit(1)
     except (SettingError, OSError) as error:
         _complain(str(error))
         sys.exit(1)
 
 
 def _complain(message: str) -> None:
-    click.echo(f"turnlog: {' '.join(message.split())}", err=True)
+    line = f"turnlog: {' '.join(message.split())}"
+    click.echo(line.encode("utf-8", "backslashreplace"), err=True)

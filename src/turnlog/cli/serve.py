@@ -31,9 +31,12 @@ from turnlog.store.connect import open_store
 from turnlog.writer import Writer
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from turnlog.config import Config
     from turnlog.store.protocol import Store
 
+_WATCH_INTERVAL_S = 0.25
 _US_PER_HOUR = 3600 * instants.US_PER_S
 _log = structlog.get_logger()
 
@@ -83,15 +86,17 @@ async def _serve(config: Config, listener: socket.socket, *, first_key: bool) ->
     ids = Ulids(now_us, secrets.randbits)
 
     def fail(failure: BaseException) -> None:  # not before the first batch, and by then there is a server
+        if not failures:
+            server.should_exit = True
+            _log.error("store_failed", error=str(failure))
         failures.append(failure)
-        _log.error("store_failed", error=str(failure))
-        server.should_exit = True
 
     writer = Writer(
         store,
         max_rows=config.max_queued_messages,
         max_chars=config.max_queued_characters,
         deadline_s=config.write_deadline_s,
+        monotonic_s=time.monotonic,
         on_batch=metrics.batch,
         on_failure=fail,
     )
@@ -107,6 +112,7 @@ async def _serve(config: Config, listener: socket.socket, *, first_key: bool) ->
     background = [
         asyncio.create_task(keyring.follow(store, asyncio.sleep)),
         asyncio.create_task(service.forget_idempotency(ttl_us, asyncio.sleep)),
+        asyncio.create_task(_watch(store, fail)),
     ]
     _tune_collector()
     await server.serve(sockets=[listener])
@@ -117,6 +123,14 @@ async def _serve(config: Config, listener: socket.socket, *, first_key: bool) ->
     await store.close()
     _log.info("stopped", clean=not failures)
     return 1 if failures else 0
+
+
+async def _watch(store: Store, fail: Callable[[BaseException], None]) -> None:
+    """A store may also fail between two batches, at a checkpoint: then too, nothing more is recorded."""
+    while True:
+        await asyncio.sleep(_WATCH_INTERVAL_S)
+        if store.failure is not None:
+            fail(store.failure)
 
 
 def _tune_collector() -> None:

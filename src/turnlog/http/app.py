@@ -12,7 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 import structlog
 
-from turnlog.errors import Error, InternalError, MethodNotAllowedError, NotFoundError
+from turnlog.errors import (
+    Error,
+    InternalError,
+    MethodNotAllowedError,
+    NotFoundError,
+    OutcomeUnknownError,
+    OverloadedError,
+)
 from turnlog.http.cycle import WHOLE_ANSWER
 from turnlog.http.requests import Budget, ClientGoneError, Request
 from turnlog.http.responses import Response, error_response, rendered
@@ -33,8 +40,6 @@ if TYPE_CHECKING:
     Send = Callable[[dict[str, Any]], Awaitable[None]]
 
 _log = structlog.get_logger()
-NO_ROUTE = "none"
-"""The operation, in metrics and logs, of a request that met none."""
 
 
 class App:
@@ -65,52 +70,55 @@ class App:
             return
         started_at = perf_counter()
         request = Request(scope, receive, self._ids.new(), self._budget)
-        operation, response = await self._answer(request)
+        response = await self._answer(request)
         if response is not None:
             try:
                 await self._send(request, response, send)
             except Exception:
                 # A listing that cannot be read to its end: the connection is cut, so that nobody takes it for whole.
-                _log.exception("answer_cut_off", request_id=request.id, operation=operation)
+                _log.exception("answer_cut_off", request_id=request.id, operation=request.operation)
                 raise
             status = response.status
             seconds = perf_counter() - started_at
-            self._metrics.request(operation, status, seconds)
+            self._metrics.request(request.operation, status, seconds)
             if self._log_all or (status >= 400 and self._log_refused):
-                self._log(request, operation, response, seconds)
+                self._log(request, response, seconds)
 
-    async def _answer(self, request: Request) -> tuple[str, Response | None]:
-        """The operation's name and its answer; no answer where nobody waits for one."""
-        name = NO_ROUTE
+    async def _answer(self, request: Request) -> Response | None:
+        """The answer; none where nobody waits for one."""
         try:
-            match = self._router.match(request.scope["raw_path"])
-            method = request.scope["method"]
-            operation = None if match is None else match.resource.operation(method)
-            if operation is not None:
-                name = operation.name
-            request.max_body_bytes = (
-                self._config.max_body_bytes if operation is None else operation.max_body_bytes(self._config)
-            )
-            request.check_length()
-            if match is None or not match.resource.public:
-                self._admit(request, operation)
-            if match is None:
-                return name, error_response(NotFoundError("no such path"), request.id)
-            request.path = match.path
-            if operation is None:
-                return name, _other_method(method, match.resource.allow)
-            return name, await operation.handler(self._context, request)
+            return await self._dispatch(request)
         except Error as error:
             if isinstance(error, InternalError):
-                _log.error("internal_error", request_id=request.id, operation=name, exc_info=error)
-            return name, error_response(error, request.id)
+                _log.error("internal_error", request_id=request.id, operation=request.operation, exc_info=error)
+            return error_response(error, request.id)
         except ClientGoneError:
-            return name, None
+            return None
+        except asyncio.CancelledError:
+            return error_response(_stopping(request), request.id)
         except Exception:  # noqa: BLE001 - whatever it is, the caller gets the envelope and the log gets the trace
-            _log.exception("internal_error", request_id=request.id, operation=name)
-            return name, error_response(
-                InternalError("internal error: the log has it under this request id"), request.id
-            )
+            _log.exception("internal_error", request_id=request.id, operation=request.operation)
+            bug = InternalError("internal error: the log has it under this request id")
+            return error_response(bug, request.id)
+
+    async def _dispatch(self, request: Request) -> Response:
+        match = self._router.match(request.scope["raw_path"])
+        method = request.scope["method"]
+        operation = None if match is None else match.resource.operation(method)
+        if operation is None:
+            request.max_body_bytes = self._config.max_body_bytes
+        else:
+            request.operation = operation.name
+            request.max_body_bytes = operation.max_body_bytes(self._config)
+        request.check_length()
+        if match is None or not match.resource.public:
+            self._admit(request, operation)
+        if match is None:
+            raise NotFoundError("no such path")
+        if operation is None:
+            return _other_method(method, match.resource.allow)
+        request.path = match.path
+        return await operation.handler(self._context, request)
 
     def _admit(self, request: Request, operation: Operation | None) -> None:
         credentials = request.credentials()
@@ -140,16 +148,23 @@ class App:
                 gone.cancel()
         await send({"type": "http.response.body", "body": b""})
 
-    def _log(self, request: Request, operation: str, response: Response, seconds: float) -> None:
+    def _log(self, request: Request, response: Response, seconds: float) -> None:
         held = request.held
         _log.info(
             "request",
             request_id=request.id,
-            operation=operation,
+            operation=request.operation,
             status=response.status,
             milliseconds=round(seconds * 1000, 3),
             key=None if held is None else held.key.id,
         )
+
+
+def _stopping(request: Request) -> Error:
+    """Why a request is cut short: a stopping server's patience with what is under way is at its end."""
+    if request.complete:
+        return OutcomeUnknownError("the server is stopping: retry with the same Idempotency-Key", retry_after_s=1)
+    return OverloadedError("the server is stopping", retry_after_s=1)
 
 
 def _other_method(method: str, allow: str) -> Response:

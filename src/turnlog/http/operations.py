@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import msgspec
 
@@ -22,8 +22,10 @@ if TYPE_CHECKING:
     Handler = Callable[["Context", Request], Awaitable[Response]]
 
 
+T = TypeVar("T")
 DEFAULT_PAGE_MESSAGES = 100
 """The page size where ``after`` comes without ``limit``."""
+LARGE_BODY_BYTES = 128 * 1024
 
 
 class Context(msgspec.Struct, frozen=True):
@@ -49,8 +51,13 @@ class Operation(msgspec.Struct, frozen=True):
         return config.max_batch_body_bytes if self.batch else config.max_body_bytes
 
 
+async def _read(read: Callable[[bytes], T], raw: bytes) -> T:
+    """Read a body; a large one on a thread, because a body made for it takes a second to look through."""
+    return read(raw) if len(raw) <= LARGE_BODY_BYTES else await asyncio.to_thread(read, raw)
+
+
 async def _create_conversation(context: Context, request: Request) -> Response:
-    new = context.bodies.conversation(await request.body())
+    new = await _read(context.bodies.conversation, await request.body())
     conversation_id = await context.service.create_conversation(request.key, new)
     return Response(encode({"id": conversation_id}))
 
@@ -67,14 +74,14 @@ async def _read_conversation(context: Context, request: Request) -> Response:
 
 async def _create_message(context: Context, request: Request) -> Response:
     key = request.idempotency_key()
-    message = context.bodies.message(await request.body())
+    message = await _read(context.bodies.message, await request.body())
     message_id = await context.service.create_message(request.key, request.path["conversationId"], message, key)
     return Response(b'{"id":"%s"}' % message_id.encode())
 
 
 async def _create_messages(context: Context, request: Request) -> Response:
     key = request.idempotency_key()
-    messages = context.bodies.batch(await request.body())
+    messages = await _read(context.bodies.batch, await request.body())
     ids = await context.service.create_messages(request.key, request.path["conversationId"], messages, key)
     return Response(encode({"ids": ids}))
 
@@ -84,7 +91,9 @@ async def _list_messages(context: Context, request: Request) -> Response:
 
 
 async def _list_messages_by_external_id(context: Context, request: Request) -> Response:
-    external_id = request.query().external_id()
+    query = request.query()
+    external_id = query.external_id()
+    query.limit()  # what is malformed is told before what does not exist
     return await _listing(context, request, await context.service.conversation_id_of(request.key, external_id))
 
 
@@ -126,7 +135,7 @@ async def _read_message(context: Context, request: Request) -> Response:
 
 
 async def _authenticate(context: Context, request: Request) -> Response:
-    fact = context.bodies.authentication(await request.body())
+    fact = await _read(context.bodies.authentication, await request.body())
     await context.service.authenticate(request.key, request.path["conversationId"], fact)
     return Response(status=204)
 

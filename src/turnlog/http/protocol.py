@@ -40,6 +40,8 @@ _log = structlog.get_logger()
 
 MIN_BODY_BYTES_PER_S = 1024
 """A body that arrives faster than this is given the time that it needs."""
+_FRAMING = 8
+"""Bytes on the wire per byte of body: a chunk of one byte takes six."""
 MAX_UNREAD_BYTES = 16 * 1024 * 1024
 """What is still taken of a body that was refused, so that its sender gets to read the answer."""
 LINGER_S = 2.0
@@ -68,11 +70,14 @@ class Protocol(HttpToolsProtocol):
         self._head_bytes = 0
         self._body_complete = True
         self._unread_bytes = 0
+        self._wire_bytes = 0
+        self._body_bytes = 0
         self._refusal: Error | None = None
         self._refused = False
         self._arrival: asyncio.TimerHandle | None = None
         self._arrival_bytes = 0
         self._slow_reader: asyncio.TimerHandle | None = None
+        self._unsent_bytes = 0
         self._linger: asyncio.TimerHandle | None = None
         self._first_line = b""
         self._unparsed_body_bytes = 0
@@ -119,7 +124,19 @@ class Protocol(HttpToolsProtocol):
             elif self._head_bytes and not self._refused:
                 self._expect_more(self.limits.header_timeout_s)
         elif not self._body_complete:
+            self._bound_framing(len(data))
             self._expect_more(self.limits.body_timeout_s)
+
+    def _bound_framing(self, count: int) -> None:
+        """What is no body (sizes of chunks, trailers) is bounded: the parser keeps a trailer until it is whole."""
+        self._wire_bytes += count
+        if self.headers or self._wire_bytes > self.limits.max_header_bytes + _FRAMING * self._body_bytes:
+            self._refuse(MalformedParameterError("trailers, and chunks of next to nothing, are not accepted"))
+
+    def on_body(self, body: bytes) -> None:
+        """A part of the body came."""
+        self._body_bytes += len(body)
+        super().on_body(body)
 
     def _feed(self, data: bytes) -> None:
         if self._unparsed_body_bytes:
@@ -164,17 +181,18 @@ class Protocol(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         """The head is complete: check what the parser lets through, then hand the request to the application."""
         self._check_head()
-        self._in_head = False
-        self._head_bytes = 0
-        self._first_line = b""
-        self._unread_bytes = 0
-        self._body_complete = False
-        self._arrived()
         upgrade = self.parser.should_upgrade()
         if upgrade:
             self._decline_upgrade()
+        self._in_head = False
+        self._head_bytes = 0
+        self._first_line = b""
+        self._unread_bytes = self._wire_bytes = self._body_bytes = 0
+        self._body_complete = False
+        self._arrived()
         # Whatever follows an upgrade is another protocol's; it must not be read as the next request.
         self._begin(keep_alive=not upgrade and self.parser.should_keep_alive())
+        self.headers = []  # what may still come are trailers: they are nobody's headers
 
     def _begin(self, *, keep_alive: bool) -> None:
         """Hand the request to the application, or queue it behind the one under way."""
@@ -241,7 +259,12 @@ class Protocol(HttpToolsProtocol):
             self._reject(self._headers_too_large())
         if not self.url.startswith(b"/"):
             self._reject(MalformedParameterError("the request target must be a path: /…"))
-        hosts = [name for name, _ in headers].count(b"host")
+        names = [name for name, _ in headers]
+        hosts = names.count(b"host")
+        if b"transfer-encoding" in names:
+            codings = b",".join(value.lower() for name, value in headers if name == b"transfer-encoding")
+            if codings.strip() != b"chunked" or self.parser.get_http_version() != "1.1":
+                self._reject(MalformedParameterError("[Header 'Transfer-Encoding'] expected chunked, in HTTP/1.1"))
         if hosts != 1 and (hosts or self.parser.get_http_version() != "1.0"):
             self._reject(MalformedParameterError(f"[Header 'Host'] sent {hosts} times: expected once"))
 
@@ -344,7 +367,17 @@ class Protocol(HttpToolsProtocol):
         """The peer does not take what it is sent: it has ``write_timeout_s`` to go on."""
         super().pause_writing()
         if self._slow_reader is None:
-            self._slow_reader = self.loop.call_later(self.limits.write_timeout_s, self.transport.abort)
+            self._unsent_bytes = self.transport.get_write_buffer_size()
+            self._slow_reader = self.loop.call_later(self.limits.write_timeout_s, self._check_reader)
+
+    def _check_reader(self) -> None:
+        """A peer that takes something, however slowly, is waited for; one that takes nothing is not."""
+        unsent = self.transport.get_write_buffer_size()
+        if unsent >= self._unsent_bytes:
+            self.transport.abort()
+            return
+        self._unsent_bytes = unsent
+        self._slow_reader = self.loop.call_later(self.limits.write_timeout_s, self._check_reader)
 
     def resume_writing(self) -> None:
         """The peer goes on reading."""

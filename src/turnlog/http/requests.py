@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     Receive = Callable[[], Awaitable[dict[str, Any]]]
 
 
+NO_OPERATION = "none"
+"""The operation, in metrics and logs, of a request that met none."""
+
+
 class ClientGoneError(Exception):
     """The client closed the connection before its request was complete: there is nobody to answer."""
 
@@ -41,17 +45,30 @@ class Budget:
 class Request:
     """What an operation sees. ``key`` is set once the credentials are checked, before any handler runs."""
 
-    __slots__ = ("_budget", "_receive", "headers", "held", "id", "max_body_bytes", "path", "scope")
+    __slots__ = (
+        "_budget",
+        "_receive",
+        "complete",
+        "headers",
+        "held",
+        "id",
+        "max_body_bytes",
+        "operation",
+        "path",
+        "scope",
+    )
 
     def __init__(self, scope: Scope, receive: Receive, request_id: str, budget: Budget) -> None:
         self.scope = scope
         self.id = request_id
+        self.operation = NO_OPERATION
         self.path: dict[str, str] = {}
         self.headers: dict[bytes, bytes] = dict(scope["headers"])
         self.held: Held | None = None
         self.max_body_bytes = 0
         self._receive = receive
         self._budget = budget
+        self.complete = False
 
     @property
     def key(self) -> ApiKey:
@@ -89,7 +106,7 @@ class Request:
     def check_length(self) -> None:
         """Refuse a body that says it is too long before any of it is read. Raises BodyTooLargeError."""
         length = self.headers.get(b"content-length")
-        if length is not None and len(length) < 20 and int(length) > self.max_body_bytes:
+        if length is not None and int(length) > self.max_body_bytes:
             raise self._too_large()
 
     def _too_large(self) -> BodyTooLargeError:
@@ -105,6 +122,7 @@ class Request:
             body = await self._rest(body)
         if len(body) > self.max_body_bytes:
             raise self._too_large()
+        self.complete = True
         if body or b"content-type" in self.headers:
             self._check_media_type()
         return body
@@ -132,6 +150,9 @@ class Request:
             pass
 
     def _check_media_type(self) -> None:
+        for name in (b"content-type", b"content-encoding"):
+            if len(self.headers) != len(self.scope["headers"]) and self.count(name) > 1:
+                raise UnsupportedMediaTypeError(f"[Header '{name.decode()}'] sent more than once")
         content_type = self.headers.get(b"content-type", b"")
         if content_type != b"application/json":
             media_type, _, parameters = content_type.lower().partition(b";")

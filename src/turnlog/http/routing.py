@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import unquote_to_bytes
 
@@ -61,8 +60,7 @@ class Router:
         self._root = _Node()
         for operation in operations:
             self._add(operation)
-        # A conversation is spoken to many times while it lasts: its paths are taken apart once.
-        self.match = lru_cache(maxsize=_REMEMBERED_PATHS)(self._match)
+        self._known: dict[bytes, Match] = {}
 
     def _add(self, operation: Operation) -> None:
         node, names = self._root, []
@@ -80,8 +78,21 @@ class Router:
         node.resource.by_method[operation.method] = operation
         node.resource.public &= operation.public
 
-    def _match(self, raw_path: bytes) -> Match | None:
-        """The resource at ``raw_path``, as it came in the request line, without its query."""
+    def match(self, raw_path: bytes) -> Match | None:
+        """The resource at ``raw_path``, as it came in the request line, without its query.
+
+        A conversation is spoken to many times while it lasts, so its paths are taken apart once.
+        """
+        known = self._known.get(raw_path)
+        if known is None:
+            known = self._find(raw_path)
+            if known is not None:
+                if len(self._known) >= _REMEMBERED_PATHS:
+                    self._known.clear()
+                self._known[raw_path] = known
+        return known
+
+    def _find(self, raw_path: bytes) -> Match | None:
         path = raw_path.decode("latin-1")
         segments = path.split("/")
         if "%" in path:

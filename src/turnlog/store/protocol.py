@@ -123,6 +123,10 @@ class Health(msgspec.Struct, frozen=True):
 class Recorder(Protocol):
     """The side of a store that records."""
 
+    @property
+    def failure(self) -> BaseException | None:
+        """Why the store must not be used any more, once that is so."""
+
     async def append(self, writes: Sequence[Write]) -> list[object]:
         """Carry out ``writes`` in their order, in one transaction, durable when this returns; one outcome each.
 

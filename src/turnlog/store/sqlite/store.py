@@ -54,6 +54,11 @@ class SqliteStore:
 
     # Recording.
 
+    @property
+    def failure(self) -> BaseException | None:
+        """See protocol.Recorder."""
+        return self._failure
+
     def _committed(self, _connection: apsw.Connection, _name: str, pages: int) -> int:
         self._wal_pages = pages
         return apsw.SQLITE_OK
@@ -182,8 +187,15 @@ class SqliteStore:
             connection.close()
 
     async def close(self) -> None:
-        """Finish the batch under way, fold the WAL into the database and let go of the file."""
+        """Finish the batch under way, fold the WAL into the database and let go of the file.
+
+        After a failure the WAL is left as it is: it has everything that was acknowledged, and a sync that succeeds
+        after one that failed proves nothing.
+        """
         await asyncio.get_running_loop().run_in_executor(None, self._thread.shutdown)
+        if self._failure is not None:
+            for connection in (self._reader, self._writer):
+                connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
         self._reader.close()
         self._writer.close()
         self._lock.release()
@@ -227,6 +239,7 @@ def open_keys(path: Path, *, create: bool = False) -> Iterator[Keys]:
                 migrate(connection)
             finally:
                 lock.release()
-        yield Keys(connection)
+        with translated():
+            yield Keys(connection)
     finally:
         connection.close()
