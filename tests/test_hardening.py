@@ -85,6 +85,17 @@ def test_a_trailer_without_an_end_is_bounded(start: Callable[..., Server]) -> No
     assert resident_kib(server.pid) - before < 60 * 1024
 
 
+def test_a_body_in_two_pieces_behind_pipelined_requests_is_read(server: Server, client: httpx.Client, key: Key) -> None:
+    """What came in one piece with its head is not taken for framing, however much it is."""
+    path = f"{V1}/conversations/{create_conversation(client, 'in-two-pieces')}/messages"
+    body = json.dumps(message("the last one")).encode()
+    fields = ("Content-Type: application/json", f"Content-Length: {len(body)}")
+    live = b"GET /livez HTTP/1.1\r\nHost: here\r\n\r\n" * 1000
+    answers = exchange(server, live + post(key, path, *fields) + body[:1], body[1:])
+    assert answers.count(b"HTTP/1.1 200 ") == 1001
+    assert client.get(path).json()["items"][0]["text"] == "the last one"
+
+
 @pytest.mark.parametrize("coding", ["gzip, chunked", "chunked, chunked", "identity"])
 def test_only_chunked_is_a_transfer_coding(server: Server, key: Key, coding: str) -> None:
     """Another one is refused, in the envelope."""

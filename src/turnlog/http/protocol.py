@@ -40,8 +40,8 @@ _log = structlog.get_logger()
 
 MIN_BODY_BYTES_PER_S = 1024
 """A body that arrives faster than this is given the time that it needs."""
-_FRAMING = 8
-"""Bytes on the wire per byte of body: a chunk of one byte takes six."""
+MAX_FRAMING_BYTES = 1024 * 1024
+"""What a chunked body may take beside its bytes: sizes of chunks, and trailers, which the parser keeps until whole."""
 MAX_UNREAD_BYTES = 16 * 1024 * 1024
 """What is still taken of a body that was refused, so that its sender gets to read the answer."""
 LINGER_S = 2.0
@@ -67,6 +67,7 @@ class Protocol(HttpToolsProtocol):
         super().__init__(*args, **kwargs)
         self.url = b""
         self._in_head = True
+        self._new_head = False
         self._head_bytes = 0
         self._body_complete = True
         self._unread_bytes = 0
@@ -114,6 +115,7 @@ class Protocol(HttpToolsProtocol):
                 self.transport.abort()
                 return
         self._arrival_bytes += len(data)
+        self._new_head = False
         self._feed(data)
         if self._in_head:
             # The parser reports a head when it is whole: one that never ends is counted here.
@@ -124,14 +126,16 @@ class Protocol(HttpToolsProtocol):
             elif self._head_bytes and not self._refused:
                 self._expect_more(self.limits.header_timeout_s)
         elif not self._body_complete:
-            self._bound_framing(len(data))
+            if not self._new_head:  # else this piece has heads and other bodies in it, too
+                self._bound_framing(len(data))
             self._expect_more(self.limits.body_timeout_s)
 
     def _bound_framing(self, count: int) -> None:
-        """What is no body (sizes of chunks, trailers) is bounded: the parser keeps a trailer until it is whole."""
+        """What is no body (sizes of chunks, trailers) is bounded, and trailers are dropped."""
+        self.headers = []
         self._wire_bytes += count
-        if self.headers or self._wire_bytes > self.limits.max_header_bytes + _FRAMING * self._body_bytes:
-            self._refuse(MalformedParameterError("trailers, and chunks of next to nothing, are not accepted"))
+        if self._wire_bytes - self._body_bytes > MAX_FRAMING_BYTES:
+            self._refuse(MalformedParameterError(f"over {MAX_FRAMING_BYTES} bytes of chunk sizes and trailers"))
 
     def on_body(self, body: bytes) -> None:
         """A part of the body came."""
@@ -185,6 +189,7 @@ class Protocol(HttpToolsProtocol):
         if upgrade:
             self._decline_upgrade()
         self._in_head = False
+        self._new_head = True
         self._head_bytes = 0
         self._first_line = b""
         self._unread_bytes = self._wire_bytes = self._body_bytes = 0
