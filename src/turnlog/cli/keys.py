@@ -107,7 +107,8 @@ def create(
     with open_keys(url, create=True) as kept:
         kept.add_key(record)
     _show_secret(record.key, text, as_json=as_json)
-    click.echo(f"The key is kept in {url}, and good for the server that runs on it.", err=True)
+    if not as_json:
+        click.echo(f"The key is kept in {url}, and good for the server that runs on it.", err=True)
 
 
 @keys.command("list")
