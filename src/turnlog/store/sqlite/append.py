@@ -96,20 +96,37 @@ class Appender:
 
     def append(self, writes: Sequence[Write]) -> list[object]:
         """Carry out ``writes`` in one transaction (protocol.Recorder.append); lets the driver's errors through."""
-        connection = self._connection
         batch = _Batch()
-        connection.execute("BEGIN IMMEDIATE")
+        if self._is_one_insert(writes):
+            outcomes = [self._outcome(write, batch) for write in writes]
+            self._flush(batch)
+        else:
+            outcomes = self._in_transaction(writes, batch)
+        self._heads.update(batch.heads)
+        self._remember(batch.conversations)
+        return outcomes
+
+    def _is_one_insert(self, writes: Sequence[Write]) -> bool:
+        """Whether there is nothing to look up: then the insert of all messages is a transaction by itself."""
+        for write in writes:
+            if not isinstance(write, AppendMessages) or write.idempotency is not None or write.refuse_repeats:
+                return False
+            account = self._accounts.get(write.account)
+            if account not in self._heads or (account, write.conversation) not in self._conversations:
+                return False
+        return True
+
+    def _in_transaction(self, writes: Sequence[Write], batch: _Batch) -> list[object]:
+        self._connection.execute("BEGIN IMMEDIATE")
         try:
             self._load_keys(writes, batch)
             outcomes = [self._outcome(write, batch) for write in writes]
             self._flush(batch)
-            connection.execute("COMMIT")
+            self._connection.execute("COMMIT")
         except BaseException:
-            if connection.in_transaction:
-                connection.execute("ROLLBACK")
+            if self._connection.in_transaction:
+                self._connection.execute("ROLLBACK")
             raise
-        self._heads.update(batch.heads)
-        self._remember(batch.conversations)
         return outcomes
 
     def _remember(self, conversations: dict[tuple[int, str], int]) -> None:

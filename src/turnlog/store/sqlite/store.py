@@ -29,9 +29,9 @@ if TYPE_CHECKING:
     from turnlog.model import Conversation, Message, SecretHash
     from turnlog.store.protocol import Write
 
-_CHECKPOINT_PAGES = 2000
+_CHECKPOINT_PAGES = 4000
 """8 MiB of WAL: large enough that pages written again and again reach the database once, small enough to open fast."""
-_FORCE_CHECKPOINT_PAGES = 16_384
+_FORCE_CHECKPOINT_PAGES = 32_768
 """64 MiB: by then readers are waited for, so that the WAL can start over and stays bounded."""
 _READERS_WAITED_FOR_MS = 100
 
