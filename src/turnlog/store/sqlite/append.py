@@ -31,8 +31,6 @@ if TYPE_CHECKING:
     from turnlog.model import NewMessage
 
 _ROLE_NUMBER = {role: number for number, role in enumerate(ROLES)}
-_NO_ACCOUNT = -1
-"""Stands for an account that has never had a key: no row has it, so nothing is ever found in it."""
 _KNOWN_CONVERSATIONS = 100_000
 
 _INSERT_MESSAGES = """
@@ -90,7 +88,7 @@ class Appender:
     def __init__(self, connection: apsw.Connection, *, idempotency_ttl_us: int) -> None:
         self._connection = connection
         self._ttl_us = idempotency_ttl_us
-        self._accounts: dict[str, int] = {}
+        self._accounts = entries.Accounts(connection)
         self._heads: dict[int, int] = {}
         self._conversations: dict[tuple[int, str], int] = {}
 
@@ -111,7 +109,7 @@ class Appender:
         for write in writes:
             if not isinstance(write, AppendMessages) or write.idempotency is not None or write.refuse_repeats:
                 return False
-            account = self._accounts.get(write.account)
+            account = self._accounts.number(write.account)
             if account not in self._heads or (account, write.conversation) not in self._conversations:
                 return False
         return True
@@ -150,15 +148,6 @@ class Appender:
 
     # Look-ups.
 
-    def _account(self, name: str) -> int:
-        number = self._accounts.get(name)
-        if number is None:
-            row = self._connection.execute("SELECT number FROM account WHERE name = ?", (name,)).fetchone()
-            if row is None:
-                return _NO_ACCOUNT
-            number = self._accounts[name] = int(row[0])
-        return number
-
     def _conversation(self, account: int, conversation_id: str, batch: _Batch) -> int:
         place = (account, conversation_id)
         number = self._conversations.get(place) or batch.conversations.get(place)
@@ -183,7 +172,7 @@ class Appender:
     # Messages.
 
     def _append_messages(self, write: AppendMessages, batch: _Batch) -> list[str]:
-        account = self._account(write.account)
+        account = self._accounts.number(write.account)
         conversation = self._conversation(account, write.conversation, batch)
         if write.idempotency is None:
             return self._record_messages(write, account, conversation, batch)
@@ -265,7 +254,7 @@ class Appender:
 
     def _load_keys(self, writes: Sequence[Write], batch: _Batch) -> None:
         wanted = [
-            (self._account(write.account), write.idempotency.key)
+            (self._accounts.number(write.account), write.idempotency.key)
             for write in writes
             if isinstance(write, AppendMessages) and write.idempotency is not None
         ]
@@ -291,8 +280,8 @@ class Appender:
     # The rest.
 
     def _put_conversation(self, write: PutConversation, batch: _Batch) -> str:
-        account = self._account(write.account)
-        if account == _NO_ACCOUNT:
+        account = self._accounts.number(write.account)
+        if account == entries.NO_ACCOUNT:
             raise NotFoundError("no such account")
 
         def next_entry() -> int:
@@ -303,7 +292,7 @@ class Appender:
         return conversation_id
 
     def _record_authentication(self, write: RecordAuthentication, batch: _Batch) -> None:
-        account = self._account(write.account)
+        account = self._accounts.number(write.account)
         conversation = self._conversation(account, write.conversation, batch)
         fact = write.authentication
         self._connection.execute(

@@ -25,6 +25,28 @@ def position(row: int) -> int:
     return row & MAX_POSITION
 
 
+NO_ACCOUNT = -1
+"""Stands for an account that has never had a key: no row has it, so nothing is ever found in it."""
+
+
+class Accounts:
+    """The numbers of accounts, by name, asked for once each: an account that is there stays."""
+
+    def __init__(self, connection: apsw.Connection) -> None:
+        self._connection = connection
+        self._numbers: dict[str, int] = {}
+
+    def number(self, name: str) -> int:
+        """The account's number, or NO_ACCOUNT."""
+        number = self._numbers.get(name)
+        if number is None:
+            row = self._connection.execute("SELECT number FROM account WHERE name = ?", (name,)).fetchone()
+            if row is None:
+                return NO_ACCOUNT
+            number = self._numbers[name] = int(row[0])
+        return number
+
+
 _LAST = """
     SELECT max(
         coalesce((SELECT max(entry) FROM message WHERE entry BETWEEN ?1 AND ?2), ?1),

@@ -40,35 +40,30 @@ class Reads:
 
     def __init__(self, connection: apsw.Connection) -> None:
         self._connection = connection
-        self._accounts: dict[str, int] = {}
-
-    def _account(self, name: str) -> int:
-        number = self._accounts.get(name)
-        if number is None:
-            row = self._connection.execute("SELECT number FROM account WHERE name = ?", (name,)).fetchone()
-            if row is None:
-                return -1  # no row has it: an account without a key has recorded nothing
-            number = self._accounts[name] = int(row[0])
-        return number
+        self._accounts = entries.Accounts(connection)
 
     def conversation(self, account: str, conversation_id: str) -> Conversation | None:
         """See protocol.Reader."""
-        row = self._connection.execute(CONVERSATION_BY_ID, (self._account(account), conversation_id)).fetchone()
+        row = self._connection.execute(CONVERSATION_BY_ID, (self._accounts.number(account), conversation_id)).fetchone()
         return None if row is None else conversation_of(row)
 
     def conversation_by_external_id(self, account: str, external_id: str) -> Conversation | None:
         """See protocol.Reader."""
-        row = self._connection.execute(CONVERSATION_BY_EXTERNAL_ID, (self._account(account), external_id)).fetchone()
+        row = self._connection.execute(
+            CONVERSATION_BY_EXTERNAL_ID, (self._accounts.number(account), external_id)
+        ).fetchone()
         return None if row is None else conversation_of(row)
 
     def message(self, account: str, conversation_id: str, message_id: str) -> Message | None:
         """See protocol.Reader."""
-        row = self._connection.execute(MESSAGE_BY_ID, (message_id, self._account(account), conversation_id)).fetchone()
+        row = self._connection.execute(
+            MESSAGE_BY_ID, (message_id, self._accounts.number(account), conversation_id)
+        ).fetchone()
         return None if row is None else message_of(row)
 
     def last_position(self, account: str) -> int:
         """See protocol.Reader."""
-        number = self._account(account)
+        number = self._accounts.number(account)
         return 0 if number < 0 else entries.last_position(self._connection, number)
 
     def messages(
@@ -82,7 +77,7 @@ class Reads:
         max_chars: int | None,
     ) -> list[Message] | None:
         """See protocol.Reader."""
-        number = self._account(account)
+        number = self._accounts.number(account)
         row = self._connection.execute(CONVERSATION_NUMBER, (number, conversation_id)).fetchone()
         if row is None:
             return None
