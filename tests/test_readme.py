@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -13,6 +14,7 @@ import pytest
 from tests.harness import REPOSITORY, TURNLOG, Key, Server, clean_environment, need
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
 README = (REPOSITORY / "README.md").read_text("utf-8")
@@ -33,6 +35,16 @@ def run(command: str, cwd: Path, **environment: str) -> str:
     )
     assert done.returncode == 0, f"{command}\n{done.stdout}{done.stderr}"
     return done.stdout
+
+
+@contextlib.contextmanager
+def started(command: list[str]) -> Iterator[subprocess.Popen[str]]:
+    """A server that ends with the block, also where the test fails in it."""
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
+        try:
+            yield process
+        finally:
+            process.terminate()
 
 
 def test_the_two_commands_come_first_and_are_targets_of_the_makefile() -> None:
@@ -90,7 +102,7 @@ def test_the_first_session_that_serve_prints_works_as_pasted(tmp_path: Path) -> 
     """`make serve` prints curl commands; a second start keeps the key and the data."""
     need("curl")
     command = [TURNLOG, "serve", "--first-key", "--port", "0", "--store", f"sqlite:///{tmp_path}/turnlog.db"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as first:
+    with started(command) as first:
         assert first.stdout is not None
         printed = []
         for line in first.stdout:
@@ -99,14 +111,12 @@ def test_the_first_session_that_serve_prints_works_as_pasted(tmp_path: Path) -> 
                 break
         session = "".join(printed).split("list.\n")[1].split("API:")[0]
         answers = run(session, tmp_path).splitlines()
-        first.terminate()
     assert json.loads(answers[0]) == {"id": "DEMO1"}
     assert json.loads(answers[2])["items"][0]["messageId"] == json.loads(answers[1])["id"]
     assert first.returncode == 0
 
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as second:
+    with started(command) as second:
         assert second.stdout is not None
         base = second.stdout.readline().split("listening on ")[1].split(",")[0]
         listed = re.sub(r"http://[^/]+", base, "curl" + session.split("curl")[3])
         assert json.loads(run(listed, tmp_path))["items"][0]["text"] == "Hello!"
-        second.terminate()
