@@ -14,6 +14,7 @@ import pytest
 from turnlog.errors import AlreadyRecordedError, Error, IdempotencyKeyReusedError, NotFoundError
 from turnlog.ids import Place
 from turnlog.model import ApiKey, NewAuthentication, NewConversation, NewMessage, Participant
+from turnlog.store.connect import open_store
 from turnlog.store.protocol import (
     AppendMessages,
     ForgetIdempotency,
@@ -22,10 +23,9 @@ from turnlog.store.protocol import (
     PutConversation,
     RecordAuthentication,
 )
-from turnlog.store.sqlite import open_store
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Coroutine
+    from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
     from pathlib import Path
 
     from turnlog.store.protocol import Store, Write
@@ -35,16 +35,16 @@ if TYPE_CHECKING:
 TTL_US = 1000
 
 
-def _sqlite(folder: Path) -> Store:
-    return open_store(folder / "turnlog.db", idempotency_ttl_us=TTL_US)
+async def _sqlite(folder: Path) -> Store:
+    return await open_store(f"sqlite:///{folder / 'turnlog.db'}", idempotency_ttl_us=TTL_US)
 
 
 FACTORIES = [pytest.param(_sqlite, id="sqlite")]
 
 
 @asynccontextmanager
-async def _opened(factory: Callable[[Path], Store], folder: Path) -> AsyncIterator[Store]:
-    store = factory(folder)
+async def _opened(factory: Callable[[Path], Awaitable[Store]], folder: Path) -> AsyncIterator[Store]:
+    store = await factory(folder)
     try:
         yield store
     finally:
@@ -61,7 +61,7 @@ def play(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[..., None]:
                 async with _opened(request.param, tmp_path) as store:
                     if number == 0:
                         for account in ("a", "b"):
-                            store.add_key(KeyRecord(ApiKey(f"key-{account}", "tests", account, ("read",), 1), ()))
+                            await store.add_key(KeyRecord(ApiKey(f"key-{account}", "tests", account, ("read",), 1), ()))
                         await store.append([_put("C"), _put("D"), _put("E", account="b")])
                     await scenario(store)
 

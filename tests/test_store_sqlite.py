@@ -35,7 +35,7 @@ def _open(folder: Path) -> SqliteStore:
 
 async def _exercise(store: SqliteStore) -> None:
     """Every kind of write, in every way that makes it look something up, and every kind of read."""
-    store.add_key(KeyRecord(ApiKey("key-a", "tests", "a", ("read",), 1), ()))
+    await store.add_key(KeyRecord(ApiKey("key-a", "tests", "a", ("read",), 1), ()))
     new = NewConversation("external", Participant("jane"), 1)
     message = NewMessage("Hello", "agent", "bob", 1)
     for client_at in (1, 2):
@@ -120,7 +120,7 @@ def test_a_page_costs_the_same_at_any_depth(per_instant: int, tmp_path: Path) ->
 
     async def fill() -> None:
         store = _open(tmp_path)
-        store.add_key(KeyRecord(ApiKey("key-a", "tests", "a", ("read",), 1), ()))
+        await store.add_key(KeyRecord(ApiKey("key-a", "tests", "a", ("read",), 1), ()))
         messages = [NewMessage(str(n), "agent", "bob", n // per_instant) for n in range(5000)]
         put = PutConversation("a", NewConversation("external", Participant("jane"), 1), "C", 1)
         await store.append([put, AppendMessages("a", "C", messages, [f"M{n}" for n in range(5000)], 1)])

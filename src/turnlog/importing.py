@@ -18,7 +18,7 @@ import msgspec
 from turnlog import limits
 from turnlog.errors import UnprocessableError
 from turnlog.model import MAX_BATCH_MESSAGES, NewConversation, Participant
-from turnlog.targets import RefusedError
+from turnlog.targets.protocol import RefusedError
 from turnlog.transcripts import COLUMNS, Problem, Row, read
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from turnlog.ids import Ulids
     from turnlog.model import NewMessage, Role
-    from turnlog.targets import Target
+    from turnlog.targets.protocol import Target
 
 MAX_BATCH_BYTES = 4 * 1024 * 1024
 """Of a batch as its rows stand in the file: half of what a server takes by default, for what escaping adds."""

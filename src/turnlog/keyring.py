@@ -13,7 +13,7 @@ import msgspec
 import structlog
 
 from turnlog import secret as secrets
-from turnlog.errors import ForbiddenError, RateLimitedError, UnauthenticatedError
+from turnlog.errors import ForbiddenError, OverloadedError, RateLimitedError, UnauthenticatedError
 from turnlog.model import ApiKey
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ class Keyring:
         self._monotonic_s = monotonic_s
         self._held: dict[str, Held] = {}
         self._nobody: tuple[tuple[bytes, int | None], ...] = ((bytes(32), None),)
-        self._version = -1
+        self._version: int | None = None
 
     def load(self, records: Iterable[KeyRecord]) -> None:
         """Replace every key; a rate that did not change goes on being counted."""
@@ -94,28 +94,35 @@ class Keyring:
             held[key.id] = Held(key, tuple((s.digest, s.expires_at) for s in record.secrets), bucket)
         self._held = held
 
-    def refresh(self, store: KeyStore) -> None:
+    async def refresh(self, store: KeyStore) -> None:
         """Load the keys again where the store says that any changed."""
-        version = store.keys_version()
+        version = await store.keys_version()
         if version != self._version:
-            self.load(store.keys())
+            self.load(await store.keys())
             self._version = version
 
     async def follow(self, store: KeyStore, sleep: Callable[[float], Awaitable[object]]) -> None:
         """Refresh for ever. A store that does not answer is tried again: the keys known so far stay in force."""
+        failing = False
         while True:
             await sleep(REFRESH_INTERVAL_S)
             try:
-                self.refresh(store)
-            except Exception:  # noqa: BLE001 - whatever it was, the next round tries again
-                _log.exception("keys_not_refreshed")
+                await self.refresh(store)
+            except Exception as error:  # noqa: BLE001 - whatever it was, the next round tries again
+                if not failing:  # once, not four times a second for as long as it takes
+                    _log.warning("keys_not_refreshed", error=f"{type(error).__name__}: {error}")
+                failing = True
+            else:
+                failing = False
 
     def authenticate(self, key_id: str, secret: bytes) -> Held:
         """The key that these credentials are good for. Raises UnauthenticatedError, the same for every reason.
 
         An unknown id costs the same hash and comparison as a wrong secret, and a comparison takes the same time
-        wherever the difference is.
+        wherever the difference is. Raises OverloadedError where no keys could be loaded so far.
         """
+        if self._version is None:
+            raise OverloadedError("the store has not answered yet", retry_after_s=1)
         held = self._held.get(key_id)
         digest = secrets.digest(secret)
         now_us = self._now_us()

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import msgspec
 
 from turnlog import limits
-from turnlog.errors import Error, MalformedParameterError, NotFoundError
+from turnlog.errors import Error, MalformedParameterError, NotFoundError, OverloadedError
 from turnlog.ids import NotACursorError, Place, cursor, place
 from turnlog.store.protocol import (
     AppendMessages,
@@ -20,10 +20,14 @@ from turnlog.store.protocol import (
     Idempotency,
     PutConversation,
     RecordAuthentication,
+    StoreFailedError,
+    StoreUnavailableError,
+    StoreUncertainError,
 )
+from turnlog.writer import RETRY_AFTER_S
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 
     from turnlog.ids import Ulids
     from turnlog.model import ApiKey, Conversation, Message, NewAuthentication, NewConversation, NewMessage
@@ -54,10 +58,20 @@ def no_such_message() -> NotFoundError:
     return NotFoundError("no such message in this conversation")
 
 
+@contextlib.contextmanager
+def _asking_the_store() -> Iterator[None]:
+    """A store that does not answer is no bug of ours, and asking again is safe."""
+    try:
+        yield
+    except (StoreUnavailableError, StoreUncertainError, StoreFailedError) as cause:
+        raise OverloadedError("the store does not answer now", retry_after_s=RETRY_AFTER_S) from cause
+
+
 class Service:
     """The operations. Methods that record return when what they recorded is durable.
 
-    They raise the refusals of errors.py, and OverloadedError or OutcomeUnknownError as Writer.submit says.
+    They raise the refusals of errors.py, and OverloadedError or OutcomeUnknownError as Writer.submit says; those that
+    read, OverloadedError while the store does not answer.
     """
 
     def __init__(
@@ -82,12 +96,14 @@ class Service:
 
     async def find_conversations(self, key: ApiKey, external_id: str) -> list[Conversation]:
         """The conversation with this external id, if there is one."""
-        found = await self._reader.conversation_by_external_id(key.account, external_id)
+        with _asking_the_store():
+            found = await self._reader.conversation_by_external_id(key.account, external_id)
         return [] if found is None else [found]
 
     async def read_conversation(self, key: ApiKey, conversation_id: str) -> Conversation:
         """The conversation. Raises NotFoundError."""
-        found = await self._reader.conversation(key.account, conversation_id)
+        with _asking_the_store():
+            found = await self._reader.conversation(key.account, conversation_id)
         if found is None:
             raise no_such_conversation()
         return found
@@ -150,7 +166,8 @@ class Service:
 
     async def read_message(self, key: ApiKey, conversation_id: str, message_id: str) -> Message:
         """The message. Raises NotFoundError where it is not in that conversation."""
-        found = await self._reader.message(key.account, conversation_id, message_id)
+        with _asking_the_store():
+            found = await self._reader.message(key.account, conversation_id, message_id)
         if found is None:
             raise no_such_message()
         return found
@@ -166,13 +183,15 @@ class Service:
         """
         scope = f"{key.account}/{conversation_id}"
         start = None if after is None else _place(after, scope)
-        newest = await self._reader.last_position(key.account)
+        with _asking_the_store():
+            newest = await self._reader.last_position(key.account)
         left = limit
         while True:
             wanted = PART_MESSAGES if left is None else min(PART_MESSAGES, left + 1)
-            found = await self._reader.messages(
-                key.account, conversation_id, after=start, limit=wanted, up_to=newest, max_chars=PART_CHARS
-            )
+            with _asking_the_store():
+                found = await self._reader.messages(
+                    key.account, conversation_id, after=start, limit=wanted, up_to=newest, max_chars=PART_CHARS
+                )
             if found is None:
                 raise no_such_conversation()
             last = len(found) < wanted and sum(len(message.text) for message in found) <= PART_CHARS
@@ -190,7 +209,8 @@ class Service:
 
     async def conversation_id_of(self, key: ApiKey, external_id: str) -> str:
         """The id of the conversation with this external id. Raises NotFoundError."""
-        found = await self._reader.conversation_by_external_id(key.account, external_id)
+        with _asking_the_store():
+            found = await self._reader.conversation_by_external_id(key.account, external_id)
         if found is None:
             raise no_such_conversation()
         return found.id
@@ -202,7 +222,7 @@ class Service:
         if self._writer.failed:
             return False
         try:
-            await self._reader.health()
+            await self._reader.check()
         except Exception:  # noqa: BLE001 - the question is whether it answers, not why it does not
             return False
         return True

@@ -1,7 +1,8 @@
 """Group commit: whatever is asked for while a transaction is under way goes into the next one together.
 
-Nobody waits for company: a write that finds the store idle is handed over in the same turn of the event loop. Knows
-the store's protocol and nothing of HTTP or SQL.
+A store that records several batches side by side says which writes belong together (its lanes). Nobody waits for
+company: a write that finds its lane idle is handed over in the same turn of the event loop. Knows the store's protocol
+and nothing of HTTP or SQL.
 """
 
 from __future__ import annotations
@@ -13,10 +14,10 @@ from typing import TYPE_CHECKING, NamedTuple
 import structlog
 
 from turnlog.errors import Error, InternalError, OutcomeUnknownError, OverloadedError
-from turnlog.store.protocol import StoreFailedError, StoreUnavailableError
+from turnlog.store.protocol import StoreFailedError, StoreUnavailableError, StoreUncertainError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Hashable
 
     from turnlog.store.protocol import Recorder, Write
 
@@ -34,6 +35,17 @@ class _Waiting(NamedTuple):
     submitted_at: float
     rows: int
     chars: int
+
+
+class _Lane:
+    """Writes that wait for each other: one batch of them is under way at a time."""
+
+    __slots__ = ("in_flight", "queue", "task")
+
+    def __init__(self) -> None:
+        self.queue: deque[_Waiting] = deque()
+        self.in_flight: list[_Waiting] = []
+        self.task: asyncio.Task[None] | None = None
 
 
 class Writer:
@@ -63,9 +75,8 @@ class Writer:
         self._on_batch = on_batch
         self._on_failure = on_failure
         self._loop = asyncio.get_running_loop()
-        self._queue: deque[_Waiting] = deque()
-        self._in_flight: list[_Waiting] = []
-        self._task: asyncio.Task[None] | None = None
+        self._lanes: dict[Hashable, _Lane] = {}
+        self._free = asyncio.Semaphore(store.parallel)
         self._watch: asyncio.TimerHandle | None = None
         self._failed = False
         self.queued_rows = 0
@@ -86,51 +97,59 @@ class Writer:
             raise OverloadedError("the store has failed and the server is restarting", retry_after_s=RETRY_AFTER_S)
         rows, chars = write.rows, write.chars
         full = self.queued_rows + rows > self._max_rows or self._queued_chars + chars > self._max_chars
-        if full and self._queue:  # alone in the queue, a write of any size is let in
+        if full and self.queued_rows:  # alone in the queue, a write of any size is let in
             raise OverloadedError("the server is overloaded: the write queue is full", retry_after_s=RETRY_AFTER_S)
         answer: asyncio.Future[object] = self._loop.create_future()
-        self._queue.append(_Waiting(write, answer, self._now_s(), rows, chars))
+        place = self._store.lane(write)
+        lane = self._lanes.get(place)
+        if lane is None:
+            lane = self._lanes[place] = _Lane()
+            lane.task = self._loop.create_task(self._run(place, lane))
+        lane.queue.append(_Waiting(write, answer, self._now_s(), rows, chars))
         self.queued_rows += rows
         self._queued_chars += chars
-        if self._task is None:
-            self._task = self._loop.create_task(self._run())
+        if self._watch is None:
+            self._watch = self._loop.call_later(_WATCH_INTERVAL_S, self._expire)
         return answer
 
     async def drain(self) -> None:
         """Wait until everything queued has its outcome."""
-        while self._task is not None:
-            await asyncio.wait([self._task])
+        while tasks := [lane.task for lane in self._lanes.values() if lane.task is not None]:
+            await asyncio.wait(tasks)
 
-    async def _run(self) -> None:
-        self._watch = self._loop.call_later(_WATCH_INTERVAL_S, self._expire)
+    async def _run(self, place: Hashable, lane: _Lane) -> None:
         try:
-            while self._queue:
-                await self._commit(self._next_batch())
+            while lane.queue:
+                async with self._free:
+                    if lane.queue:  # or all of it has expired meanwhile
+                        await self._commit(lane, self._next_batch(lane.queue))
         finally:
-            self._watch.cancel()
-            self._task = None
+            del self._lanes[place]
+            if not self._lanes and self._watch is not None:
+                self._watch.cancel()
+                self._watch = None
 
-    def _next_batch(self) -> list[_Waiting]:
-        queue, rows, chars = self._queue, 0, 0
+    def _next_batch(self, queue: deque[_Waiting]) -> list[_Waiting]:
+        rows = chars = 0
         batch: list[_Waiting] = []
         while queue and (
             not batch
             or (rows + queue[0].rows <= MAX_TRANSACTION_ROWS and chars + queue[0].chars <= MAX_TRANSACTION_CHARS)
         ):
-            waiting = self._take()
+            waiting = self._take(queue)
             rows += waiting.rows
             chars += waiting.chars
             batch.append(waiting)
         return batch
 
-    def _take(self) -> _Waiting:
-        waiting = self._queue.popleft()
+    def _take(self, queue: deque[_Waiting]) -> _Waiting:
+        waiting = queue.popleft()
         self.queued_rows -= waiting.rows
         self._queued_chars -= waiting.chars
         return waiting
 
-    async def _commit(self, batch: list[_Waiting]) -> None:
-        self._in_flight = batch
+    async def _commit(self, lane: _Lane, batch: list[_Waiting]) -> None:
+        lane.in_flight = batch
         started_at = self._now_s()
         try:
             outcomes = await self._store.append([waiting.write for waiting in batch])
@@ -139,6 +158,9 @@ class Writer:
             refusal = OverloadedError("the store cannot record now", retry_after_s=RETRY_AFTER_S)
             refusal.__cause__ = cause
             self._refuse(batch, refusal)
+        except StoreUncertainError as cause:
+            _log.warning("outcome_unknown", error=str(cause), writes=len(batch))
+            self._refuse(batch, _unknown())
         except StoreFailedError as failure:
             self._fail(failure)
         except Exception as bug:  # noqa: BLE001 - the queue must outlive a bug, and the bug is reported by the caller
@@ -150,7 +172,7 @@ class Writer:
             self._on_batch(sum(waiting.rows for waiting in batch), self._now_s() - started_at)
         finally:
             self._refuse(batch, _unknown())  # nobody is left waiting, whatever went wrong above
-            self._in_flight = []
+            lane.in_flight = []
 
     def _deliver(self, batch: list[_Waiting], outcomes: list[object]) -> None:
         too_late = self._now_s() - self._deadline_s
@@ -174,24 +196,26 @@ class Writer:
     def _fail(self, failure: BaseException) -> None:
         """Fail stop: after a failed sync the next commit would succeed as if nothing had happened."""
         self._failed = True
-        self._refuse(self._in_flight, _unknown())
-        self._refuse(list(self._queue), _unknown())
-        self._queue.clear()
+        for lane in self._lanes.values():
+            self._refuse(lane.in_flight, _unknown())
+            self._refuse(list(lane.queue), _unknown())
+            lane.queue.clear()
         self.queued_rows = self._queued_chars = 0
         self._on_failure(failure)
 
     def _expire(self) -> None:
         """Answer those who have waited past the deadline; one timer for all, not one each."""
         too_late = self._now_s() - self._deadline_s
-        for waiting in self._in_flight:
-            if waiting.submitted_at < too_late and not waiting.answer.done():
-                waiting.answer.set_exception(_unknown())
-        while self._queue and self._queue[0].submitted_at < too_late:
-            waiting = self._take()
-            if not waiting.answer.done():
-                waiting.answer.set_exception(
-                    OverloadedError("the write waited too long and was dropped", retry_after_s=RETRY_AFTER_S)
-                )
+        for lane in self._lanes.values():
+            for waiting in lane.in_flight:
+                if waiting.submitted_at < too_late and not waiting.answer.done():
+                    waiting.answer.set_exception(_unknown())
+            while lane.queue and lane.queue[0].submitted_at < too_late:
+                waiting = self._take(lane.queue)
+                if not waiting.answer.done():
+                    waiting.answer.set_exception(
+                        OverloadedError("the write waited too long and was dropped", retry_after_s=RETRY_AFTER_S)
+                    )
         self._watch = self._loop.call_later(_WATCH_INTERVAL_S, self._expire)
 
 

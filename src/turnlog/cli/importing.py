@@ -19,7 +19,8 @@ from turnlog.cli.keys import DEFAULT_ACCOUNT, now_us
 from turnlog.cli.settings import file_option, json_option, settings, store_option
 from turnlog.ids import Ulids
 from turnlog.importing import Importer
-from turnlog.targets import http_target, store_target
+from turnlog.targets.http import http_target
+from turnlog.targets.store import store_target
 from turnlog.transcripts import STANDARD_INPUT
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
     from turnlog.importing import Summary
-    from turnlog.targets import Target
+    from turnlog.targets.protocol import Target
     from turnlog.transcripts import Problem
 
 MAX_NAMED = 100

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 import secrets
 import time
@@ -18,7 +19,7 @@ from turnlog.store.connect import open_keys
 from turnlog.store.protocol import KeyRecord
 
 if TYPE_CHECKING:
-    from turnlog.store.protocol import KeyStore
+    from collections.abc import Sequence
 
 DEFAULT_ACCOUNT = "default"
 DEFAULT_GRACE = "24h"
@@ -104,8 +105,12 @@ def create(
         expires_at=None if expires is None else _future(expires, "--expires"),
     )
     url = store_to_make(settings(file, store=store))
-    with open_keys(url, create=True) as kept:
-        kept.add_key(record)
+
+    async def add() -> None:
+        async with open_keys(url, create=True) as kept:
+            await kept.add_key(record)
+
+    asyncio.run(add())
     _show_secret(record.key, text, as_json=as_json)
     if not as_json:
         click.echo(f"The key is kept in {url}, and good for the server that runs on it.", err=True)
@@ -117,8 +122,12 @@ def create(
 @json_option
 def list_(file: str | None, store: str | None, *, as_json: bool) -> None:
     """List every key, without secrets."""
-    with open_keys(settings(file, store=store).config.store) as kept:
-        records = kept.keys()
+
+    async def read() -> list[KeyRecord]:
+        async with open_keys(settings(file, store=store).config.store) as kept:
+            return await kept.keys()
+
+    records = asyncio.run(read())
     views = [_view(record.key) | {"secrets": _live(record)} for record in records]
     if as_json:
         click.echo(msgspec.json.format(msgspec.json.encode(views)).decode())
@@ -139,10 +148,14 @@ def list_(file: str | None, store: str | None, *, as_json: bool) -> None:
 @json_option
 def revoke(key: str, file: str | None, store: str | None, *, as_json: bool) -> None:
     """End KEY, given by its id or its name; a running server refuses it within a second."""
-    with open_keys(settings(file, store=store).config.store) as kept:
-        found = _find(kept, key).key
-        kept.revoke_key(found.id, now_us())
-        found = _find(kept, found.id).key
+
+    async def end() -> ApiKey:
+        async with open_keys(settings(file, store=store).config.store) as kept:
+            found = _find(await kept.keys(), key).key
+            await kept.revoke_key(found.id, now_us())
+            return _find(await kept.keys(), found.id).key
+
+    found = asyncio.run(end())
     if as_json:
         click.echo(msgspec.json.encode(_view(found)).decode())
     else:
@@ -165,16 +178,20 @@ def rotate(key: str, grace: str, file: str | None, store: str | None, *, as_json
     text = secret.new_secret(secrets.randbits)
     now = now_us()
     old_expire_at = now + _span_us(grace, "--grace")
-    with open_keys(settings(file, store=store).config.store) as kept:
-        found = _find(kept, key).key
-        if found.revoked_at is not None:
-            raise SettingError(f"the key {found.id} is revoked: create a new one")
-        kept.rotate_key(found.id, SecretHash(secret.digest(text.encode()), now), old_expire_at)
+
+    async def add_secret() -> ApiKey:
+        async with open_keys(settings(file, store=store).config.store) as kept:
+            found = _find(await kept.keys(), key).key
+            if found.revoked_at is not None:
+                raise SettingError(f"the key {found.id} is revoked: create a new one")
+            await kept.rotate_key(found.id, SecretHash(secret.digest(text.encode()), now), old_expire_at)
+            return found
+
+    found = asyncio.run(add_secret())
     _show_secret(found, text, as_json=as_json, oldSecretExpiresAt=instants.render(old_expire_at))
 
 
-def _find(kept: KeyStore, wanted: str) -> KeyRecord:
-    records = kept.keys()
+def _find(records: Sequence[KeyRecord], wanted: str) -> KeyRecord:
     by_id = [record for record in records if record.key.id == wanted]
     found = by_id or [record for record in records if record.key.name == wanted and record.key.revoked_at is None]
     found = found or [record for record in records if record.key.name == wanted]

@@ -28,6 +28,7 @@ from turnlog.keyring import Keyring
 from turnlog.metrics import Metrics
 from turnlog.service import Service
 from turnlog.store.connect import open_store
+from turnlog.store.protocol import StoreUnavailableError
 from turnlog.writer import Writer
 
 if TYPE_CHECKING:
@@ -80,7 +81,7 @@ def _listen(config: Config) -> socket.socket:
 async def _serve(config: Config, listener: socket.socket, *, first_key: bool) -> int:
     """Run until told to stop; 0 after a clean stop, 1 where the store failed."""
     ttl_us = config.idempotency_hours * _US_PER_HOUR
-    store = open_store(config.store, idempotency_ttl_us=ttl_us)
+    store = await open_store(config.store, idempotency_ttl_us=ttl_us)
     failures: list[BaseException] = []
     metrics = Metrics()
     ids = Ulids(now_us, secrets.randbits)
@@ -101,7 +102,7 @@ async def _serve(config: Config, listener: socket.socket, *, first_key: bool) ->
         on_failure=fail,
     )
     keyring = Keyring(now_us, time.monotonic)
-    banner = _prepare_keys(store, keyring, first_key=first_key)
+    banner = await _prepare_keys(store, keyring, first_key=first_key)
     service = Service(store, writer, ids, now_us, refuse_repeats=config.refuse_repeats)
     public = public_operations(OPERATIONS, config, metrics, store.health, service.is_healthy)
     context = Context(service, BodyReader(lenient=config.lenient))
@@ -150,17 +151,21 @@ def _announce(config: Config, listener: socket.socket, banner: str) -> None:
         click.echo(banner.replace("{base}", base))
 
 
-def _prepare_keys(store: Store, keyring: Keyring, *, first_key: bool) -> str:
+async def _prepare_keys(store: Store, keyring: Keyring, *, first_key: bool) -> str:
     """Load the keys; what to print once the server listens."""
-    records = store.keys()
+    try:
+        records = await store.keys()
+    except StoreUnavailableError as error:
+        _log.warning("store_unavailable", error=str(error), hint="serving 503-01 until it answers")
+        return ""
     if not records and first_key:
         record, secret = new_key("first", DEFAULT_ACCOUNT)
-        store.add_key(record)
-        keyring.refresh(store)
+        await store.add_key(record)
+        await keyring.refresh(store)
         return _FIRST_SESSION.replace("{id}", record.key.id).replace("{secret}", secret)
     if all(record.key.revoked_at is not None for record in records):
         _log.warning("no_keys", hint="nobody can come in: create a key with `turnlog keys create NAME`")
-    keyring.refresh(store)
+    await keyring.refresh(store)
     return _KEPT if first_key else ""
 
 

@@ -10,7 +10,7 @@ from turnlog.errors import SettingError
 from turnlog.store import sqlite
 
 if TYPE_CHECKING:
-    from contextlib import AbstractContextManager
+    from contextlib import AbstractAsyncContextManager
 
     from turnlog.store.protocol import KeyStore, Store
 
@@ -36,11 +36,11 @@ def _path(url: str) -> Path:
     return path.resolve()
 
 
-def open_store(url: str, *, idempotency_ttl_us: int) -> Store:
+async def open_store(url: str, *, idempotency_ttl_us: int) -> Store:
     """The store at ``url``, opened for recording by this process alone. Raises SettingError."""
     return sqlite.open_store(_path(url), idempotency_ttl_us=idempotency_ttl_us)
 
 
-def open_keys(url: str, *, create: bool = False) -> AbstractContextManager[KeyStore]:
+def open_keys(url: str, *, create: bool = False) -> AbstractAsyncContextManager[KeyStore]:
     """The keys of the store at ``url``, also while a server runs on it. Raises SettingError."""
     return sqlite.open_keys(_path(url), create=create)

@@ -1,12 +1,13 @@
 """The specification of storage: what every store promises to the rest of the program. It knows no HTTP.
 
 The unit is the operation. ``append`` is the only way in for what is recorded: one call is one transaction, durable
-when it returns. Everything is scoped to an account; what belongs to another account does not exist.
+when it returns. Everything is scoped to an account; what belongs to another account does not exist. Where a call does
+not say otherwise, it raises StoreUnavailableError while the store does not answer.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 import msgspec
@@ -98,7 +99,11 @@ Outcome = object
 
 
 class StoreUnavailableError(Exception):
-    """The transaction certainly did not happen (disk full, locked, read-only): nothing of the batch is stored."""
+    """It certainly did not happen (disk full, locked, read-only, no server): nothing of the batch is stored."""
+
+
+class StoreUncertainError(Exception):
+    """Whether the transaction happened is unknown, and the store goes on: the way to its server was cut."""
 
 
 class StoreFailedError(Exception):
@@ -113,11 +118,11 @@ class KeyRecord(msgspec.Struct, frozen=True):
 
 
 class Health(msgspec.Struct, frozen=True):
-    """What an operator wants to know of a store: sizes in bytes, the number of the schema."""
+    """What an operator wants to know of a store: the number of the schema, and sizes in bytes where it knows them."""
 
     schema: int
     data_bytes: int
-    log_bytes: int
+    log_bytes: int | None
 
 
 class Recorder(Protocol):
@@ -127,11 +132,19 @@ class Recorder(Protocol):
     def failure(self) -> BaseException | None:
         """Why the store must not be used any more, once that is so."""
 
+    @property
+    def parallel(self) -> int:
+        """How many calls of ``append`` it can be given at once."""
+
+    def lane(self, write: Write) -> Hashable:
+        """Writes of one lane wait for each other, so they belong together; lanes may be recorded side by side."""
+
     async def append(self, writes: Sequence[Write]) -> list[object]:
         """Carry out ``writes`` in their order, in one transaction, durable when this returns; one outcome each.
 
         A refusal (an Error among the outcomes) leaves the other writes untouched. Log positions are given in the
-        order of the writes, gap-free per account. Raises StoreUnavailableError, StoreFailedError.
+        order of the writes, gap-free per account, and an entry is seen only once all before it are.
+        Raises StoreUnavailableError, StoreUncertainError, StoreFailedError.
         """
 
 
@@ -166,34 +179,34 @@ class Reader(Protocol):
         over that: fewer than ``limit`` are then no sign of the end. ``None`` where there is no such conversation.
         """
 
+    async def check(self) -> None:
+        """Raises whatever keeps the store from answering and from recording durably, within about a second."""
+
     async def health(self) -> Health:
-        """Ask the store something real. Raises whatever keeps it from answering."""
+        """The store's sizes. Raises whatever keeps it from answering."""
 
 
 class KeyStore(Protocol):
-    """The side of a store that keeps accounts and keys. Safe beside a running server, from any process.
+    """The side of a store that keeps accounts and keys. Safe beside running servers, from any process."""
 
-    These calls block for as long as the disk takes; a server calls only the two reading ones, which do not wait.
-    """
-
-    def keys_version(self) -> int:
+    async def keys_version(self) -> int:
         """A number that grows with every change to any key."""
 
-    def keys(self) -> list[KeyRecord]:
+    async def keys(self) -> list[KeyRecord]:
         """Every key of every account, in the order of creation."""
 
-    def add_key(self, record: KeyRecord) -> None:
+    async def add_key(self, record: KeyRecord) -> None:
         """Keep a new key; its account comes into being with its first key."""
 
-    def revoke_key(self, key_id: str, at: int) -> None:
-        """Mark the key revoked."""
+    async def revoke_key(self, key_id: str, at: int) -> None:
+        """Mark the key revoked. Raises SettingError where there is none with this id."""
 
-    def rotate_key(self, key_id: str, secret: SecretHash, old_expire_at: int) -> None:
-        """Add a secret to the key; the live ones end at ``old_expire_at`` at the latest."""
+    async def rotate_key(self, key_id: str, secret: SecretHash, old_expire_at: int) -> None:
+        """Add a secret to the key; the live ones end at ``old_expire_at`` at the latest. Raises as ``revoke_key``."""
 
 
 class Store(Recorder, Reader, KeyStore, Protocol):
     """All sides of one store."""
 
     async def close(self) -> None:
-        """Finish what is under way and let go of the files."""
+        """Finish what is under way and let go of files and connections."""

@@ -1,4 +1,4 @@
-"""Creating and updating a conversation, inside the transaction of append.py; each change is an entry of the log."""
+"""Conversations inside the transaction of append.py; each change of one is an entry of the log."""
 
 from __future__ import annotations
 
@@ -6,23 +6,24 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from turnlog.errors import AlreadyRecordedError
-from turnlog.model import Conversation, Participant
 from turnlog.store.sqlite.rows import CONVERSATION_COLUMNS, conversation_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Sequence
 
     import apsw
 
-    from turnlog.model import NewConversation
-    from turnlog.store.protocol import PutConversation
+    from turnlog.model import Conversation
+    from turnlog.store.plan import Plan
 
-_FIND = f"SELECT number, {CONVERSATION_COLUMNS} FROM conversation WHERE account = ? AND external_id = ?"  # noqa: S608
-_IS_TAKEN = "SELECT 1 FROM conversation WHERE account = ? AND id = ?"
+_FIND = (
+    f"SELECT number, {CONVERSATION_COLUMNS} "  # noqa: S608
+    "FROM (SELECT value AS wanted FROM json_each(?2)) CROSS JOIN conversation "
+    "ON account = ?1 AND external_id = wanted"
+)
 _INSERT = """
-    INSERT INTO conversation (account, id, external_id, customer, customer_name, agent, agent_name, metadata,
-        client_at, created_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+    INSERT INTO conversation (number, account, id, external_id, customer, customer_name, agent, agent_name, metadata,
+        client_at, created_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
 """
 _UPDATE = """
     UPDATE conversation SET customer = ?, customer_name = ?, agent = ?, agent_name = ?, metadata = ? WHERE number = ?
@@ -30,76 +31,51 @@ _UPDATE = """
 _LOG = "INSERT INTO conversation_change (entry, conversation, created, changed_at, state) VALUES (?, ?, ?, ?, ?)"
 
 
-def put_conversation(
-    connection: apsw.Connection, account: int, write: PutConversation, next_entry: Callable[[], int]
-) -> tuple[str, int]:
-    """Create or update; the conversation's id and number.
+class NewNumbers:
+    """Numbers for new conversations: those after the last, asked for when the first is needed."""
 
-    Takes an entry of the log only where something changes. Raises AlreadyRecordedError where the id given contradicts
-    what is stored.
-    """
-    row = connection.execute(_FIND, (account, write.conversation.external_id)).fetchone()
-    if row is None:
-        return _create(connection, account, write, next_entry)
-    number, stored = int(row[0]), conversation_of(row[1:])
-    if write.conversation.id not in (None, stored.id):
-        raise AlreadyRecordedError(
-            f"[Path '/id'] the conversation with this externalId has the id {stored.id}, and an id does not change"
-        )
-    updated = merged(stored, write.conversation)
-    if updated != stored:
-        connection.execute(_UPDATE, (*_columns(updated), number))
-        connection.execute(_LOG, (next_entry(), number, 0, write.created_at, _json(updated)))
-    return stored.id, number
+    def __init__(self, connection: apsw.Connection) -> None:
+        self._connection = connection
+        self._last: int | None = None
+
+    def next(self, _position: int) -> int:
+        """The next number; it is taken once the transaction has stored it."""
+        if self._last is None:
+            row = self._connection.execute("SELECT coalesce(max(number), 0) FROM conversation").fetchone()
+            assert row is not None  # noqa: S101 - an aggregate without GROUP BY always has a row
+            self._last = int(row[0])
+        self._last += 1
+        return self._last
 
 
-def _create(
-    connection: apsw.Connection, account: int, write: PutConversation, next_entry: Callable[[], int]
-) -> tuple[str, int]:
-    new = write.conversation
-    conversation_id = write.id if new.id is None else new.id
-    if connection.execute(_IS_TAKEN, (account, conversation_id)).fetchone() is not None:
-        raise AlreadyRecordedError("[Path '/id'] the id belongs to another conversation")
-    conversation = Conversation(conversation_id, new.external_id, new.customer, new.agent, new.metadata)
-    connection.execute(
-        _INSERT,
-        (account, conversation_id, new.external_id, *_columns(conversation), new.client_at, write.created_at),
-    )
-    number = connection.last_insert_rowid()
-    connection.execute(_LOG, (next_entry(), number, 1, write.created_at, _json(conversation)))
-    return conversation_id, number
+def conversations_by_external_id(
+    connection: apsw.Connection, account: int, external_ids: Sequence[str]
+) -> dict[str, tuple[int, Conversation]]:
+    """Those of ``external_ids`` that are stored: number and state."""
+    rows = connection.execute(_FIND, (account, msgspec.json.encode(external_ids).decode()))
+    found = ((row[0], conversation_of(row[1:])) for row in rows)
+    return {conversation.external_id: (number, conversation) for number, conversation in found}
 
 
-def _json(value: object) -> str:
-    return msgspec.json.encode(value).decode()
+def store_conversations(connection: apsw.Connection, account: int, plan: Plan) -> None:
+    """Store the conversations that the plan creates or changes, as they stand after it, and its entries of the log."""
+    for number, row in plan.conversations.items():
+        conversation = row.conversation
+        if row.is_new:
+            ids = (number, account, conversation.id, conversation.external_id)
+            connection.execute(_INSERT, (*ids, *_columns(conversation), row.client_at, row.created_at))
+        else:
+            connection.execute(_UPDATE, (*_columns(conversation), number))
+    for change in plan.changes:
+        connection.execute(_LOG, change)
 
 
 def _columns(conversation: Conversation) -> tuple[str, str | None, str | None, str | None, str | None]:
-    agent = conversation.agent
+    agent, metadata = conversation.agent, conversation.metadata
     return (
         conversation.customer.external_id,
         conversation.customer.name,
         None if agent is None else agent.external_id,
         None if agent is None else agent.name,
-        None if conversation.metadata is None else _json(conversation.metadata),
+        None if metadata is None else msgspec.json.encode(metadata).decode(),
     )
-
-
-def merged(stored: Conversation, given: NewConversation) -> Conversation:
-    """The rule for updates: a field given replaces the stored one, a field left out stays.
-
-    A name is a field of its participant: left out it stays as long as the participant is the same, and goes with them.
-    """
-    return Conversation(
-        stored.id,
-        stored.external_id,
-        _participant(stored.customer, given.customer),
-        stored.agent if given.agent is None else _participant(stored.agent, given.agent),
-        stored.metadata if given.metadata is None else given.metadata,
-    )
-
-
-def _participant(stored: Participant | None, given: Participant) -> Participant:
-    if stored is not None and given.name is None and stored.external_id == given.external_id:
-        return stored
-    return given

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, cast
 
 from turnlog.errors import SettingError
@@ -12,8 +13,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     import apsw
-
-from contextlib import contextmanager
 
 _SELECT = """
     SELECT k.number, k.id, k.name, a.name, k.permissions, k.created_at, k.rate_per_s, k.refuse_repeats, k.expires_at,
@@ -28,13 +27,13 @@ class Keys:
     def __init__(self, connection: apsw.Connection) -> None:
         self._connection = connection
 
-    def keys_version(self) -> int:
+    async def keys_version(self) -> int:
         """See protocol.KeyStore."""
         row = self._connection.execute("SELECT version FROM keys_version").fetchone()
         assert row is not None  # noqa: S101 - the migration put it there
         return int(row[0])
 
-    def keys(self) -> list[KeyRecord]:
+    async def keys(self) -> list[KeyRecord]:
         """See protocol.KeyStore."""
         secrets: dict[int, list[SecretHash]] = {}
         for number, digest, created_at, expires_at in self._connection.execute(
@@ -70,7 +69,7 @@ class Keys:
             ) in self._connection.execute(_SELECT)
         ]
 
-    def add_key(self, record: KeyRecord) -> None:
+    async def add_key(self, record: KeyRecord) -> None:
         """See protocol.KeyStore."""
         key = record.key
         with self._changing():
@@ -99,7 +98,7 @@ class Keys:
             for secret in record.secrets:
                 self._add_secret(number, secret)
 
-    def revoke_key(self, key_id: str, at: int) -> None:
+    async def revoke_key(self, key_id: str, at: int) -> None:
         """See protocol.KeyStore."""
         with self._changing():
             self._connection.execute(
@@ -107,7 +106,7 @@ class Keys:
                 (at, self._number(key_id)),
             )
 
-    def rotate_key(self, key_id: str, secret: SecretHash, old_expire_at: int) -> None:
+    async def rotate_key(self, key_id: str, secret: SecretHash, old_expire_at: int) -> None:
         """See protocol.KeyStore."""
         with self._changing():
             number = self._number(key_id)

@@ -22,7 +22,7 @@ from turnlog.store.sqlite.migrate import is_current, migrate, schema_version
 from turnlog.store.sqlite.reads import Reads
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import AsyncIterator, Hashable, Iterator, Sequence
     from pathlib import Path
 
     from turnlog.ids import Place
@@ -58,6 +58,16 @@ class SqliteStore:
     def failure(self) -> BaseException | None:
         """See protocol.Recorder."""
         return self._failure
+
+    @property
+    def parallel(self) -> int:
+        """See protocol.Recorder: a file has one writer."""
+        return 1
+
+    def lane(self, write: Write) -> Hashable:
+        """See protocol.Recorder: all share each commit."""
+        del write
+        return None
 
     def _committed(self, _connection: apsw.Connection, _name: str, pages: int) -> int:
         self._wal_pages = pages
@@ -140,42 +150,47 @@ class SqliteStore:
                 account, conversation_id, after=after, limit=limit, up_to=up_to, max_chars=max_chars
             )
 
-    async def health(self) -> Health:
+    async def check(self) -> None:
         """See protocol.Reader."""
         if self._failure is not None:
             raise StoreFailedError(f"the store failed earlier: {self._failure}")
         with translated():
+            await self._keys.keys_version()
+
+    async def health(self) -> Health:
+        """See protocol.Reader."""
+        await self.check()
+        with translated():
             schema = schema_version(self._reader)
-            self._keys.keys_version()
         wal = self._path.with_name(self._path.name + "-wal")
         return Health(schema, self._path.stat().st_size, wal.stat().st_size if wal.exists() else 0)
 
     # Keys.
 
-    def keys_version(self) -> int:
+    async def keys_version(self) -> int:
         """See protocol.KeyStore."""
         with translated():
-            return self._keys.keys_version()
+            return await self._keys.keys_version()
 
-    def keys(self) -> list[KeyRecord]:
+    async def keys(self) -> list[KeyRecord]:
         """See protocol.KeyStore."""
         with translated():
-            return self._keys.keys()
+            return await self._keys.keys()
 
-    def add_key(self, record: KeyRecord) -> None:
+    async def add_key(self, record: KeyRecord) -> None:
         """See protocol.KeyStore."""
         with self._changing_keys() as keys:
-            keys.add_key(record)
+            await keys.add_key(record)
 
-    def revoke_key(self, key_id: str, at: int) -> None:
+    async def revoke_key(self, key_id: str, at: int) -> None:
         """See protocol.KeyStore."""
         with self._changing_keys() as keys:
-            keys.revoke_key(key_id, at)
+            await keys.revoke_key(key_id, at)
 
-    def rotate_key(self, key_id: str, secret: SecretHash, old_expire_at: int) -> None:
+    async def rotate_key(self, key_id: str, secret: SecretHash, old_expire_at: int) -> None:
         """See protocol.KeyStore."""
         with self._changing_keys() as keys:
-            keys.rotate_key(key_id, secret, old_expire_at)
+            await keys.rotate_key(key_id, secret, old_expire_at)
 
     @contextlib.contextmanager
     def _changing_keys(self) -> Iterator[Keys]:
@@ -220,17 +235,21 @@ def open_store(path: Path, *, idempotency_ttl_us: int) -> SqliteStore:
         raise
 
 
-@contextlib.contextmanager
-def open_keys(path: Path, *, create: bool = False) -> Iterator[Keys]:
-    """Open the file for its keys alone, beside whoever records in it, but in another process (see ``check_file``).
-
-    Raises SettingError as ``open_store`` does.
-    """
+def _find_file(path: Path, *, create: bool) -> None:
     if create:
         create_file(path)
     elif not path.is_file():
         raise SettingError(f"there is no store at {path}")
     check_file(path)
+
+
+@contextlib.asynccontextmanager
+async def open_keys(path: Path, *, create: bool = False) -> AsyncIterator[Keys]:
+    """Open the file for its keys alone, beside whoever records in it, but in another process (see ``check_file``).
+
+    Raises SettingError as ``open_store`` does.
+    """
+    _find_file(path, create=create)
     connection = connect(path)
     try:
         if not is_current(connection, path):
