@@ -10,6 +10,7 @@ serve: $(VENV)/serve.done
 	@exec $(BIN)/turnlog serve --first-key
 
 test: check
+	@$(BIN)/python -m tests.postgres_programs || $(PIP) install --require-hashes --requirement requirements/postgres.txt
 	$(BIN)/python -m pytest
 
 # Format, lint and types, as CI has them.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import re
@@ -11,7 +12,11 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+import asyncpg
 import httpx
+from tests.harness import wait_for
+from tests.postgres import Home
+from tests.postgres_programs import find
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -46,3 +51,32 @@ def running(*command: str) -> Iterator[Process]:
             yield Process(base, process.pid, time.perf_counter() - started_at)
         finally:
             process.terminate()
+
+
+@contextlib.contextmanager
+def database() -> Iterator[str]:
+    """The URL of a database on a PostgreSQL server as its defaults make it, which ends with the block."""
+    programs = find()
+    if programs is None:
+        raise SystemExit("PostgreSQL 15 or newer is missing: apt-get install postgresql, or make test")
+    with Home(programs) as home, home.cluster() as cluster:
+        yield cluster.create_database()
+
+
+def ask(url: str, statement: str) -> tuple[int, int]:
+    """The two numbers that a statement finds in a database."""
+
+    async def fetch() -> tuple[int, int]:
+        connection = await asyncpg.connect(url)
+        try:
+            first, second = await connection.fetchrow(statement)
+        finally:
+            await connection.close()
+        return int(first), int(second)
+
+    return asyncio.run(fetch())
+
+
+def wait_until_known(client: httpx.Client) -> None:
+    """A key that was just made is good within a second."""
+    wait_for(lambda: client.get("/v1/health").status_code == 200)

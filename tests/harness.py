@@ -13,7 +13,7 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, NoReturn, Self
 
 import httpx
 import pytest
@@ -28,11 +28,17 @@ V1 = "/conversation/v1"
 ULID = re.compile(r"[0-7][0-9A-HJKMNP-TV-Z]{25}")
 
 
+def complain(lack: str) -> NoReturn:
+    """What a machine lacks is a visible skip, and a failure under ``CI=true``, which must not pass without it."""
+    if os.environ.get("CI") == "true":
+        pytest.fail(lack)
+    pytest.skip(lack)
+
+
 def need(program: str) -> str:
-    """The program's path. Where a machine lacks it, a visible skip; a failure under ``CI=true``."""
+    """The program's path."""
     path = shutil.which(program)
     if path is None:
-        complain = pytest.fail if os.environ.get("CI") == "true" else pytest.skip
         complain(f"{program} is not installed")
     return path
 
@@ -72,11 +78,10 @@ class Key:
 
 
 class Server:
-    """One ``turnlog serve`` process on a free port of the loopback interface."""
+    """One ``turnlog serve`` process on a free port of the loopback interface; ``url`` is its store's."""
 
-    def __init__(self, store: Path, *arguments: str, port: int = 0, environment: dict[str, str] | None = None) -> None:
-        self.store = store
-        self.url = f"sqlite:///{store}"
+    def __init__(self, url: str, *arguments: str, port: int = 0, environment: dict[str, str] | None = None) -> None:
+        self.url = url
         self._arguments = arguments
         self._environment = environment or {}
         self._port = port

@@ -14,20 +14,17 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
-import apsw
-
 from tests.harness import V1
+from tests.stores import log_entries
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
-    from pathlib import Path
+    from collections.abc import Iterable, Mapping, Sequence
 
 Outcome = Literal["acknowledged", "refused", "unknown"]
 Listings = dict[str, list[tuple[str, str]]]
 """By conversation, in the order of the listing: the id and the text of each message."""
 
 TIMESTAMP = "2021-11-23T12:13:14.555Z"
-POSITIONS = 2**40 - 1
 
 
 @dataclass
@@ -113,20 +110,15 @@ def _wrong(request: Request, found: _Found) -> list[str]:
     return problems
 
 
-def log_problems(path: Path) -> list[str]:
-    """Where the log of a stopped store has a gap or a position twice, in any account."""
-    connection = apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READONLY)
-    try:
-        rows = "SELECT entry FROM message UNION ALL SELECT entry FROM conversation_change ORDER BY entry"
-        accounts: dict[int, list[int]] = {}
-        for (entry,) in connection.execute(rows):
-            accounts.setdefault(entry >> 40, []).append(entry & POSITIONS)
-    finally:
-        connection.close()
+def log_problems(url: str) -> list[str]:
+    """Where the log of a store has a gap or a position twice, in any account."""
+    accounts: dict[int, list[int]] = {}
+    for account, position in log_entries(url):
+        accounts.setdefault(account, []).append(position)
     return [
         f"account {account}: the positions are not 1 to {len(positions)} without a gap"
         for account, positions in accounts.items()
-        if positions != list(range(1, len(positions) + 1))
+        if sorted(positions) != list(range(1, len(positions) + 1))
     ]
 
 
@@ -134,14 +126,14 @@ class Caller:
     """One HTTP/1.1 connection to the server, made again where it breaks."""
 
     def __init__(self, port: int, headers: Mapping[str, str]) -> None:
-        self._port = port
+        self.port = port
         self._headers = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
         self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
 
     async def ask(self, method: str, path: str, body: object = None, key: str | None = None) -> tuple[int, Any]:
         """Status and decoded body. Raises OSError, EOFError where the connection breaks, also before sending."""
         if self._streams is None:
-            self._streams = await asyncio.open_connection("127.0.0.1", self._port)
+            self._streams = await asyncio.open_connection("127.0.0.1", self.port)
         reader, writer = self._streams
         payload = b"" if body is None else json.dumps(body).encode()
         keyed = "" if key is None else f"idempotency-key: {key}\r\n"
@@ -182,18 +174,28 @@ class Load:
     """Connections that record messages as fast as they are answered, keyed and not, one by one and in batches.
 
     ``up`` is cleared while the server is known to be down; a keyed request whose outcome is unknown is sent again,
-    with its key, until it is known.
+    with its key, until it is known. ``others`` are more servers on the same store: each connection has one that
+    it sends to first, and goes to the next with what it has to send again.
     """
 
-    def __init__(self, port: int, headers: Mapping[str, str], conversations: list[str], seed: int) -> None:
+    def __init__(
+        self,
+        port: int,
+        headers: Mapping[str, str],
+        conversations: list[str],
+        seed: int,
+        *,
+        others: Sequence[int] = (),
+    ) -> None:
         self.history = History()
         self.statuses: Counter[int] = Counter()
+        self.codes: Counter[str] = Counter()
         self.acknowledged = asyncio.Event()
         self.up = asyncio.Event()
         self.stopping = False
         self.broken = 0
         self._wanted = 0
-        self._port, self._headers, self._conversations, self._seed = port, headers, conversations, seed
+        self._ports, self._headers, self._conversations, self._seed = (port, *others), headers, conversations, seed
 
     def want(self, acknowledgements: int) -> None:
         """Set ``acknowledged`` after so many more of them."""
@@ -206,18 +208,21 @@ class Load:
 
     async def _connection(self, number: int) -> None:
         chance = random.Random(self._seed * 1000 + number)  # noqa: S311 - a repeatable load, not a secret
-        caller = Caller(self._port, self._headers)
+        callers = [Caller(port, self._headers) for port in self._ports]
         count = 0
         while not self.stopping:
             await self.up.wait()
             count += 1
+            turn = number
             request = self._request(number, count, chance)
             self.history.requests.append(request)
-            await self._send(caller, request)
+            await self._send(callers[turn % len(callers)], request)
             while request.outcome == "unknown" and request.key is not None:
+                turn += 1
                 await self.up.wait()
-                await self._send(caller, request)
-        await caller.close()
+                await self._send(callers[turn % len(callers)], request)
+        for caller in callers:
+            await caller.close()
 
     def _request(self, number: int, count: int, chance: random.Random) -> Request:
         conversation = chance.choice(self._conversations)
@@ -245,7 +250,10 @@ class Load:
             self._wanted -= 1
             if self._wanted <= 0:
                 self.acknowledged.set()
-        elif answer["error"]["code"] != "503-02":
+            return
+        code = answer["error"]["code"]
+        self.codes[code] += 1
+        if status < 500 or (code == "503-01" and request.attempts == 1):  # which says nothing of earlier attempts
             request.outcome = "refused"
 
 

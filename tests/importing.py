@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from tests.harness import V1, Key, Server, run_cli
+from tests.stores import rows
 
 if TYPE_CHECKING:
     import subprocess
@@ -32,9 +33,9 @@ def json_lines(*rows: dict[str, Any]) -> str:
 class Importing:
     """A store with an account, transcripts to import into it, and a server to read it back."""
 
-    def __init__(self, folder: Path, start: Callable[..., Server]) -> None:
+    def __init__(self, folder: Path, store: str, start: Callable[..., Server]) -> None:
         self.folder = folder
-        self.store = f"sqlite:///{folder / 'turnlog.db'}"
+        self.store = store
         self._start = start
         made = run_cli("keys", "create", "importer", "--json", "--store", self.store)
         assert made.returncode == 0, made.stderr
@@ -68,7 +69,12 @@ class Importing:
 
     def start(self, *arguments: str, **environment: str) -> Server:
         """A server on the store."""
-        return self._start(*arguments, environment=environment)
+        return self._start(*arguments, store=self.store, environment=environment)
+
+    def recorded(self) -> int:
+        """How many messages the store has, also while something records there."""
+        ((count,),) = rows(self.store, "SELECT count(*) FROM message")
+        return int(count)
 
     @contextmanager
     def reading(self) -> Iterator[httpx.Client]:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import sqlite3
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.harness import ULID, V1, conversation, create_conversation, error_of, message
+from tests.harness import ULID, V1, Server, conversation, create_conversation, error_of, message
+from tests.stores import files, rows
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -17,7 +16,7 @@ if TYPE_CHECKING:
 
     import httpx
 
-    from tests.harness import Server
+    from tests.stores import Stores
 
 URL = f"{V1}/conversations"
 CALLERS = 50
@@ -241,14 +240,13 @@ def test_authenticating_leaves_the_fact_and_no_credentials(start: Callable[..., 
             assert CANARY not in answer.text
         unknown = {"customerExternalId": "x", "auth": {"token": CANARY}}
         error_of(client.post(f"{URL}/UNKNOWN/authenticate", json=unknown), "404-01")
-    files = [path for path in server.store.parent.iterdir() if path.is_file()]
-    assert server.store in files
-    assert CANARY.encode() not in b"".join(path.read_bytes() for path in files)
-    server.stop()
-    assert CANARY.encode() not in server.store.read_bytes()
+    for end in (lambda: None, server.stop):
+        end()
+        kept = b"".join(path.read_bytes() for path in files(server.url))
+        assert b"the published example" in kept
+        assert CANARY.encode() not in kept
     assert CANARY not in "\n".join(server.log_lines)
-    with closing(sqlite3.connect(server.store)) as kept:
-        facts = kept.execute("SELECT customer, parts, stream_id FROM authentication ORDER BY number").fetchall()
+    facts = rows(server.url, "SELECT customer, parts, stream_id FROM authentication ORDER BY number")
     assert facts == [(name, parts, form.get("streamId")) for name, (form, parts) in FORMS.items()]
 
 
@@ -256,10 +254,9 @@ def test_authenticating_leaves_the_fact_and_no_credentials(start: Callable[..., 
 
 
 @pytest.fixture(scope="module")
-def strict(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
+def strict(stores: Stores) -> Iterator[httpx.Client]:
     """A client of a server with leniency off."""
-    store = tmp_path_factory.mktemp("strict") / "turnlog.db"
-    with type(server)(store, environment={"TURNLOG_LENIENT": "false"}) as other, _client(other) as client:
+    with Server(stores.new(), environment={"TURNLOG_LENIENT": "false"}) as other, _client(other) as client:
         yield client
 
 

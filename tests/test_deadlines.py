@@ -17,15 +17,17 @@ if TYPE_CHECKING:
 
     import httpx
 
+    from tests.stores import Stores
+
 DEADLINE_S = 0.3
 
 
 @pytest.fixture(scope="module")
-def hurried(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Server, Key]]:
+def hurried(stores: Stores) -> Iterator[tuple[Server, Key]]:
     """A server whose deadlines are ``DEADLINE_S``, and a key."""
     names = ("HEADER_TIMEOUT_S", "BODY_TIMEOUT_S", "WRITE_TIMEOUT_S", "KEEP_ALIVE_S")
     environment = {f"TURNLOG_{name}": str(DEADLINE_S) for name in names}
-    with Server(tmp_path_factory.mktemp("hurried") / "turnlog.db", environment=environment) as running:
+    with Server(stores.new(), environment=environment) as running:
         yield running, running.create_key("tests")
 
 

@@ -8,6 +8,7 @@ import sys
 from typing import TYPE_CHECKING
 
 import msgspec
+import pytest
 
 from tests.harness import REPOSITORY, V1, Server, create_conversation, message
 from turnlog import errors
@@ -40,11 +41,12 @@ def test_every_status_of_an_error_says_what_a_caller_should_do() -> None:
         assert code in table or re.search(rf"\b{code[:3]}\b", table), code
 
 
+@pytest.mark.sqlite_only("PostgreSQL has backup tools of its own")
 def test_the_backup_command_works_beside_a_running_server(start: Callable[..., Server], tmp_path: Path) -> None:
     """As it stands on the page; restored, every message is there."""
     command = re.findall(r"^```bash\n(.*?)^```$", OPERATIONS_PAGE, re.DOTALL | re.MULTILINE)[0]
     (tmp_path / "data").mkdir()
-    server = start(store=tmp_path / "data" / "turnlog.db")
+    server = start(store=f"sqlite:///{tmp_path / 'data' / 'turnlog.db'}")
     key = server.create_key("backup")
     with server.client(key) as client:
         path = f"{V1}/conversations/{create_conversation(client, 'kept')}/messages"
@@ -53,6 +55,6 @@ def test_the_backup_command_works_beside_a_running_server(start: Callable[..., S
         pasted = command.replace(".venv/bin/python", sys.executable)
         subprocess.run(["bash", "-ec", pasted], cwd=tmp_path, check=True, timeout=60)
         client.post(path, json=message("after the backup")).raise_for_status()
-    restored = start(store=tmp_path / "backup.db")
+    restored = start(store=f"sqlite:///{tmp_path / 'backup.db'}")
     with restored.client(key) as client:
         assert [item["text"] for item in client.get(path).json()["items"]] == [str(n) for n in range(20)]

@@ -25,6 +25,7 @@ from tests.harness import (
     run_cli,
     wait_for,
 )
+from tests.stores import path_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -159,9 +160,9 @@ def test_a_large_body_made_to_be_slow_holds_nobody_up(start: Callable[..., Serve
         assert answered > 20
 
 
-def test_a_log_that_nobody_reads_stops_nobody(tmp_path: Path) -> None:
+def test_a_log_that_nobody_reads_stops_nobody(new_store: Callable[[], str]) -> None:
     """Standard error is a pipe whose reader has gone: requests are answered, and SIGTERM ends it with status 0."""
-    store = f"sqlite:///{tmp_path / 'turnlog.db'}"
+    store = new_store()
     command = [TURNLOG, "serve", "--port", "0", "--store", store]
     environment = clean_environment(TURNLOG_LOG_REQUESTS="all")
     with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as process:
@@ -172,7 +173,7 @@ def test_a_log_that_nobody_reads_stops_nobody(tmp_path: Path) -> None:
         address = json.loads(line)["address"]
         process.stderr.close()
         key = json.loads(run_cli("keys", "create", "unheard", "--store", store, "--json").stdout)
-        server = Server(tmp_path / "turnlog.db")
+        server = Server(store)
         server.base = address
         with server.client(Key(key["id"], key["secret"])) as client:
             path = f"{V1}/conversations/{create_conversation(client, 'unheard')}/messages"
@@ -233,11 +234,12 @@ def test_what_is_not_utf_8_is_one_line(tmp_path: Path, arguments: tuple[str, ...
     assert done.returncode == 0 or done.stderr.startswith("turnlog: ")
 
 
+@pytest.mark.sqlite_only("PostgreSQL lets many write at once")
 def test_a_store_that_somebody_writes_to_is_one_line(start: Callable[..., Server]) -> None:
     """A key cannot be made while another program holds the file; nothing is half done."""
     server = start()
     hold = "import sqlite3, sys; c = sqlite3.connect(sys.argv[1]); c.execute('BEGIN IMMEDIATE'); print(); input()"
-    command = [str(Path(TURNLOG).with_name("python")), "-u", "-c", hold, str(server.store)]
+    command = [str(Path(TURNLOG).with_name("python")), "-u", "-c", hold, str(path_of(server.url))]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
         assert holder.stdout is not None
         holder.stdout.readline()

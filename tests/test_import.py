@@ -25,8 +25,8 @@ TRANSCRIPTS = REPOSITORY.parent / "shared" / "data" / "transcripts.jsonl.gz"
 
 
 @pytest.fixture
-def importing(tmp_path: Path, start: Callable[..., Server]) -> Importing:
-    return Importing(tmp_path, start)
+def importing(tmp_path: Path, new_store: Callable[[], str], start: Callable[..., Server]) -> Importing:
+    return Importing(tmp_path, new_store(), start)
 
 
 # The real transcripts.
@@ -96,8 +96,7 @@ def test_killed_half_way_and_run_again(importing: Importing, transcripts: Any, t
         assert first.stdin is not None
         first.stdin.write(rows[:-1000])
         first.stdin.flush()
-        log = importing.folder / "turnlog.db-wal"
-        wait_for(lambda: log.exists() and log.stat().st_size > 100_000)
+        wait_for(lambda: importing.recorded() > 100)
         first.kill()
     again = importing.summary(str(TRANSCRIPTS)) if server is None else importing.summary_over(server, str(TRANSCRIPTS))
     assert again["recorded"] > 0
@@ -119,18 +118,24 @@ def refusal(done: subprocess.CompletedProcess[str], status: int = 1) -> str:
     return line
 
 
+@pytest.mark.sqlite_only("one process records in a file; a database takes what many record")
 def test_a_store_that_a_server_has_open(importing: Importing) -> None:
     importing.start()
     assert "--url http://" in refusal(importing.run(importing.file(json_lines(row()))))
 
 
-def test_an_account_or_a_store_that_does_not_exist(importing: Importing) -> None:
+def test_an_account_that_does_not_exist(importing: Importing) -> None:
     file = importing.file(json_lines(row()))
     said = refusal(importing.run(file, "--account", "acme"))
     assert "no account 'acme'" in said
     assert "turnlog keys create NAME --account acme" in said
-    missing = importing.folder / "no" / "turnlog.db"
-    assert "there is no folder" in refusal(run_cli("import", file, "--store", f"sqlite:///{missing}"))
+
+
+def test_a_store_that_does_not_exist(tmp_path: Path) -> None:
+    file = tmp_path / "transcript"
+    file.write_text(json_lines(row()), "utf-8")
+    missing = tmp_path / "no" / "turnlog.db"
+    assert "there is no folder" in refusal(run_cli("import", str(file), "--store", f"sqlite:///{missing}"))
     assert not missing.parent.exists()
 
 
@@ -218,8 +223,7 @@ def test_interrupted(importing: Importing) -> None:
         assert running.stdin is not None
         running.stdin.write(json_lines(*[row(f"{number}", f"c{number}") for number in range(12_000)]))
         running.stdin.flush()
-        log = importing.folder / "turnlog.db-wal"
-        wait_for(lambda: log.exists() and log.stat().st_size > 10_000)
+        wait_for(lambda: importing.recorded() > 10)
         running.send_signal(signal.SIGINT)
         out, err = running.communicate()
     assert (running.returncode, err.strip()) == (130, "turnlog: interrupted")

@@ -11,9 +11,12 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.harness import V1, Server, create_conversation, message
+from tests.stores import path_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+pytestmark = pytest.mark.sqlite_only("only SQLite's store is a file that others may open")
 
 # With Python's own SQLite, which may be an old one: when it closes the last connection that it knows of, it removes
 # the WAL. The server's locks on the file are what tells it that there is another.
@@ -33,7 +36,7 @@ def test_a_visitor_leaves_the_wal_where_it_is(
     key = server.create_key("visited")
     with server.client(key) as client:
         path = f"{V1}/conversations/{create_conversation(client, 'visited')}/messages"
-        visit = [sys.executable, "-c", VISIT, str(server.store), "SELECT count(*) FROM message"]
+        visit = [sys.executable, "-c", VISIT, str(path_of(server.url)), "SELECT count(*) FROM message"]
         assert subprocess.run(visit, check=True, capture_output=True, text=True).stdout == "[(0,)]\n"
         client.post(path, json=message("after the visit")).raise_for_status()
     assert "(deleted)" not in " ".join(_open_files(server.pid))
@@ -47,7 +50,7 @@ def test_a_visitor_leaves_the_wal_where_it_is(
 def test_a_server_holds_its_lock_on_the_database(start: Callable[..., Server]) -> None:
     """A shared lock on the file itself, which SQLite keeps for as long as a connection in WAL mode is open."""
     server = start("--first-key")
-    inode = server.store.stat().st_ino
+    inode = path_of(server.url).stat().st_ino
     locks = Path("/proc/locks").read_text("utf-8")
     assert re.search(rf"POSIX\s+ADVISORY\s+READ\s+{server.pid}\s+\S+:{inode}\s", locks), locks
 

@@ -42,7 +42,7 @@ def test_alive_and_ready_need_no_key_and_say_nothing_of_accounts(server: Server)
         assert (client.get("/readyz").status_code, client.get("/readyz").json()) == (200, {"status": "ready"})
 
 
-def test_the_metrics_count_what_happened(start: Callable[..., Server]) -> None:
+def test_the_metrics_count_what_happened(start: Callable[..., Server], store_kind: str) -> None:
     server = start()
     with server.client(server.create_key("tests")) as client:
         path = f"{V1}/conversations/{create_conversation(client, 'c')}/messages"
@@ -74,7 +74,8 @@ def test_the_metrics_count_what_happened(start: Callable[..., Server]) -> None:
     assert after["turnlog_open_connections"][()] == 1
     assert after["turnlog_store_up"][()] == 1
     assert after["turnlog_store_bytes"][()] > 0
-    assert after["turnlog_store_wal_bytes"][()] > 0
+    if store_kind == "sqlite":  # the WAL of a PostgreSQL server is nobody's in particular
+        assert after["turnlog_store_wal_bytes"][()] > 0
     assert after["process_resident_memory_bytes"][()] > 0
 
 

@@ -14,7 +14,7 @@ import pytest
 from tests.harness import REPOSITORY, TURNLOG, Key, Server, clean_environment, need
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
 README = (REPOSITORY / "README.md").read_text("utf-8")
@@ -79,16 +79,19 @@ def test_every_curl_works_as_pasted(server: Server, key: Key, tmp_path: Path) ->
     assert [item["id"] for item in found["items"]] == ["README1"]
 
 
-def test_every_line_of_the_command_line_section_works(tmp_path: Path) -> None:
-    """From a checkout with .venv, on a store of its own."""
+def test_every_line_of_the_command_line_section_works(
+    tmp_path: Path, store_kind: str, new_store: Callable[[], str]
+) -> None:
+    """From a checkout with .venv, on a store of its own: the default one, or the one that the environment names."""
+    environment = {} if store_kind == "sqlite" else {"TURNLOG_STORE": new_store()}
     (tmp_path / ".venv" / "bin").mkdir(parents=True)
     (tmp_path / ".venv" / "bin" / "turnlog").symlink_to(TURNLOG)
-    run(".venv/bin/turnlog keys create my-integration", tmp_path)
+    run(".venv/bin/turnlog keys create my-integration", tmp_path, **environment)
     lines = [line for block in BLOCKS if block.startswith(".venv") for line in block.splitlines()]
-    outputs = {line.split("#")[0].strip(): run(line, tmp_path) for line in lines}
+    outputs = {line.split("#")[0].strip(): run(line, tmp_path, **environment) for line in lines}
     assert "my-integration" in outputs[".venv/bin/turnlog keys list"]
     assert any(re.search(r"port +8080 +\(default\)", output) for output in outputs.values())
-    assert "revoked" in run(".venv/bin/turnlog keys list", tmp_path)
+    assert "revoked" in run(".venv/bin/turnlog keys list", tmp_path, **environment)
 
 
 @pytest.mark.parametrize("page", sorted(REPOSITORY.glob("*.md")) + sorted(REPOSITORY.glob("docs/**/*.md")), ids=str)
@@ -98,10 +101,10 @@ def test_every_file_that_a_page_names_exists(page: Path) -> None:
         assert os.path.lexists(page.parent / target), f"{page.name} names {target}"
 
 
-def test_the_first_session_that_serve_prints_works_as_pasted(tmp_path: Path) -> None:
+def test_the_first_session_that_serve_prints_works_as_pasted(tmp_path: Path, new_store: Callable[[], str]) -> None:
     """`make serve` prints curl commands; a second start keeps the key and the data."""
     need("curl")
-    command = [TURNLOG, "serve", "--first-key", "--port", "0", "--store", f"sqlite:///{tmp_path}/turnlog.db"]
+    command = [TURNLOG, "serve", "--first-key", "--port", "0", "--store", new_store()]
     with started(command) as first:
         assert first.stdout is not None
         printed = []

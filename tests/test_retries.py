@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import httpx
 import pytest
 
-from tests.harness import ULID, V1, Key, create_conversation, error_of, message, wait_for
+from tests.harness import ULID, V1, Key, Server, create_conversation, error_of, message, wait_for
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from tests.harness import Server
+    from tests.stores import Stores
 
 TWINS = 50
 UNKNOWN = f"{V1}/conversations/01BX5ZZKBKACTAV9WEVGEMMVRZ/messages"
@@ -326,16 +326,13 @@ def test_an_overloaded_server_refuses_before_it_queues(start: Callable[..., Serv
 
 
 @pytest.fixture(scope="module", params=["by key", "by setting"])
-def refusing(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, server: Server
-) -> Iterator[httpx.Client]:
+def refusing(request: pytest.FixtureRequest, stores: Stores, server: Server) -> Iterator[httpx.Client]:
     """A client whose exact repeats are refused: by its key, or by its server."""
     if request.param == "by key":
         with own_client(server, "--refuse-repeats", "--account", "refusing") as client:
             yield client
         return
-    store = tmp_path_factory.mktemp("refusing") / "turnlog.db"
-    with type(server)(store, environment={"TURNLOG_REFUSE_REPEATS": "true"}) as other, own_client(other) as client:
+    with Server(stores.new(), environment={"TURNLOG_REFUSE_REPEATS": "true"}) as other, own_client(other) as client:
         yield client
 
 

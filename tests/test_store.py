@@ -1,6 +1,6 @@
 """What every store promises (store/protocol.py), asked of each store directly.
 
-A store is added to the suite by a line in ``FACTORIES``; no test makes an exception for one.
+A store is added to the suite by a row in tests/stores.py; no test makes an exception for one.
 """
 
 from __future__ import annotations
@@ -25,8 +25,7 @@ from turnlog.store.protocol import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
-    from pathlib import Path
+    from collections.abc import AsyncIterator, Callable, Coroutine
 
     from turnlog.store.protocol import Store, Write
 
@@ -35,30 +34,24 @@ if TYPE_CHECKING:
 TTL_US = 1000
 
 
-async def _sqlite(folder: Path) -> Store:
-    return await open_store(f"sqlite:///{folder / 'turnlog.db'}", idempotency_ttl_us=TTL_US)
-
-
-FACTORIES = [pytest.param(_sqlite, id="sqlite")]
-
-
 @asynccontextmanager
-async def _opened(factory: Callable[[Path], Awaitable[Store]], folder: Path) -> AsyncIterator[Store]:
-    store = await factory(folder)
+async def _opened(url: str) -> AsyncIterator[Store]:
+    store = await open_store(url, idempotency_ttl_us=TTL_US)
     try:
         yield store
     finally:
         await store.close()
 
 
-@pytest.fixture(params=FACTORIES)
-def play(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[..., None]:
+@pytest.fixture
+def play(new_store: Callable[[], str]) -> Callable[..., None]:
     """Runs scenarios one after another on one store, closed and opened again between them."""
+    url = new_store()
 
     def run(*scenarios: Scenario) -> None:
         async def all_of_them() -> None:
             for number, scenario in enumerate(scenarios):
-                async with _opened(request.param, tmp_path) as store:
+                async with _opened(url) as store:
                     if number == 0:
                         for account in ("a", "b"):
                             await store.add_key(KeyRecord(ApiKey(f"key-{account}", "tests", account, ("read",), 1), ()))

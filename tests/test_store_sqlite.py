@@ -8,18 +8,11 @@ from typing import TYPE_CHECKING
 
 import apsw
 import pytest
-from msgspec import structs
 
+from tests.exercise import exercise
 from turnlog.ids import Place
-from turnlog.model import ApiKey, NewAuthentication, NewConversation, NewMessage, Participant
-from turnlog.store.protocol import (
-    AppendMessages,
-    ForgetIdempotency,
-    Idempotency,
-    KeyRecord,
-    PutConversation,
-    RecordAuthentication,
-)
+from turnlog.model import ApiKey, NewConversation, NewMessage, Participant
+from turnlog.store.protocol import AppendMessages, KeyRecord, PutConversation
 from turnlog.store.sqlite import open_store, reads
 from turnlog.store.sqlite.migrate import migrations
 
@@ -28,32 +21,11 @@ if TYPE_CHECKING:
 
     from turnlog.store.sqlite import SqliteStore
 
-
-def _open(folder: Path) -> SqliteStore:
-    return open_store(folder / "turnlog.db", idempotency_ttl_us=1)
+pytestmark = pytest.mark.sqlite_only("the promises of this one store")
 
 
-async def _exercise(store: SqliteStore) -> None:
-    """Every kind of write, in every way that makes it look something up, and every kind of read."""
-    await store.add_key(KeyRecord(ApiKey("key-a", "tests", "a", ("read",), 1), ()))
-    new = NewConversation("external", Participant("jane"), 1)
-    message = NewMessage("Hello", "agent", "bob", 1)
-    for client_at in (1, 2):
-        await store.append([PutConversation("a", new, "C", 1)])
-        new = structs.replace(new, agent=Participant("bob"))
-        for count, refuse_repeats in ((1, True), (2, False)):
-            messages = [structs.replace(message, client_at=client_at + n) for n in range(count)]
-            ids = [f"M{client_at}-{count}-{n}" for n in range(count)]
-            idempotency = Idempotency(ids[0], b"")
-            await store.append([AppendMessages("a", "C", messages, ids, 1, idempotency, refuse_repeats)])
-    await store.append([RecordAuthentication("a", "C", NewAuthentication("jane", ("token",)), 1)])
-    await store.conversation("a", "C")
-    await store.conversation_by_external_id("a", "external")
-    assert await store.message("a", "C", "M1-1-0") is not None
-    assert await store.last_position("a") > 0
-    for after in (None, Place(1, 2)):
-        assert await store.messages("a", "C", after=after, limit=2, up_to=100)
-    assert await store.append([ForgetIdempotency(100)]) == [3]  # a repeat was refused, and used up no key
+async def _open(folder: Path) -> SqliteStore:
+    return await open_store(folder / "turnlog.db", idempotency_ttl_us=1)
 
 
 @pytest.fixture(scope="module")
@@ -67,10 +39,10 @@ def plans(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
         return True
 
     async def run() -> None:
-        store = _open(folder)
+        store = await _open(folder)
         for connection in (store._writer, store._reader):
             connection.set_exec_trace(remember)
-        await _exercise(store)
+        await exercise(store)
         await store.close()
 
     asyncio.run(run())
@@ -119,7 +91,7 @@ def test_a_page_costs_the_same_at_any_depth(per_instant: int, tmp_path: Path) ->
     """Counted in steps of SQLite's virtual machine, which no other load can blur; also where all times are equal."""
 
     async def fill() -> None:
-        store = _open(tmp_path)
+        store = await _open(tmp_path)
         await store.add_key(KeyRecord(ApiKey("key-a", "tests", "a", ("read",), 1), ()))
         messages = [NewMessage(str(n), "agent", "bob", n // per_instant) for n in range(5000)]
         put = PutConversation("a", NewConversation("external", Participant("jane"), 1), "C", 1)
@@ -152,7 +124,7 @@ def test_a_page_costs_the_same_at_any_depth(per_instant: int, tmp_path: Path) ->
 
 def test_the_writing_connection_syncs_every_commit(tmp_path: Path) -> None:
     async def look() -> None:
-        store = _open(tmp_path)
+        store = await _open(tmp_path)
         assert store._writer.pragma("journal_mode") == "wal"
         assert store._writer.pragma("synchronous") == 2  # FULL
         assert store._reader.pragma("query_only") == 1
@@ -165,7 +137,11 @@ def test_migrations_are_numbered_from_one_without_a_gap_and_run_on_an_empty_file
     numbers = [number for number, _ in migrations()]
     assert numbers == list(range(1, len(numbers) + 1))
     (tmp_path / "turnlog.db").touch()
-    asyncio.run(_open(tmp_path).close())
+
+    async def open_and_close() -> None:
+        await (await _open(tmp_path)).close()
+
+    asyncio.run(open_and_close())
     connection = apsw.Connection(str(tmp_path / "turnlog.db"))
     try:
         assert connection.pragma("user_version") == numbers[-1]

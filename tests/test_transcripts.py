@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
 
 @pytest.fixture
-def importing(tmp_path: Path, start: Callable[..., Server]) -> Importing:
-    return Importing(tmp_path, start)
+def importing(tmp_path: Path, new_store: Callable[[], str], start: Callable[..., Server]) -> Importing:
+    return Importing(tmp_path, new_store(), start)
 
 
 # What files look like.

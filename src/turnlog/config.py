@@ -35,6 +35,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     host: str = "127.0.0.1"
     port: Annotated[int, Meta(ge=0, le=65535)] = 8080
     store: str = f"sqlite:///{DEFAULT_STORE_FOLDER}/turnlog.db"
+    workers: Count = 1
     lenient: bool = True
     refuse_repeats: bool = False
     max_body_bytes: Count = 1024 * 1024

@@ -25,40 +25,50 @@ if TYPE_CHECKING:
 REFRESH_INTERVAL_S = 0.25
 """How often the store is asked whether a key has changed: a revocation is in force within a second."""
 
+_ROUNDING = 1e-6
+"""Whole requests and seconds come of fractions: a third of a request three times over is one."""
 _REFUSED = "the asapp-api-id and asapp-api-secret headers must name a key and its secret, once each"
 _log = structlog.get_logger()
 
 
 class Bucket:
-    """A token bucket of ``rate_per_s`` requests a second, which is also the largest burst."""
+    """A token bucket of ``rate_per_s`` requests a second, which is also the largest burst.
 
-    def __init__(self, rate_per_s: float, now_s: float) -> None:
+    Where one of several ``workers`` counts, it is of that worker's share; the largest burst is one request at least.
+    """
+
+    def __init__(self, rate_per_s: float, now_s: float, workers: int = 1) -> None:
         self.rate_per_s = rate_per_s
-        self._size = max(1.0, rate_per_s)
+        self._workers = workers
+        self._share_per_s = rate_per_s / workers
+        self._size = max(1.0, self._share_per_s)
         self._tokens = self._size
         self._filled_at = now_s
 
     def take(self, now_s: float) -> None:
         """Raises RateLimitedError where the rate is used up, saying when to come back, in whole seconds."""
         self._fill(now_s)
-        if self._tokens < 1:
-            wait_s = math.ceil((1 - self._tokens) / self.rate_per_s)
+        if self._tokens < 1 - _ROUNDING:
+            share = "" if self._workers == 1 else f" (of which each of {self._workers} workers takes its share)"
             raise RateLimitedError(
-                f"this key may send {self._size:g} requests a second: wait, then retry",
-                retry_after_s=max(1, wait_s),
+                f"this key may send {self.rate_per_s:g} requests a second{share}: wait, then retry",
+                retry_after_s=max(1, self._seconds_for(1 - self._tokens)),
             )
-        self._tokens -= 1
+        self._tokens = max(0.0, self._tokens - 1)
 
     def fields(self) -> tuple[tuple[str, str], ...]:
-        """``RateLimit-Policy`` and ``RateLimit`` (draft-ietf-httpapi-ratelimit-headers)."""
-        full_in_s = math.ceil((self._size - self._tokens) / self.rate_per_s)
+        """``RateLimit-Policy`` and ``RateLimit`` (draft-ietf-httpapi-ratelimit-headers): what this bucket admits."""
+        full_in_s = self._seconds_for(self._size - self._tokens)
         return (
-            ("ratelimit-policy", f'"default";q={int(self._size)};w=1'),
-            ("ratelimit", f'"default";r={int(self._tokens)};t={full_in_s}'),
+            ("ratelimit-policy", f'"default";q={int(self._size)};w={max(1, self._seconds_for(self._size))}'),
+            ("ratelimit", f'"default";r={int(self._tokens + _ROUNDING)};t={full_in_s}'),
         )
 
+    def _seconds_for(self, tokens: float) -> int:
+        return math.ceil(tokens / self._share_per_s - _ROUNDING)
+
     def _fill(self, now_s: float) -> None:
-        self._tokens = min(self._size, self._tokens + max(0.0, now_s - self._filled_at) * self.rate_per_s)
+        self._tokens = min(self._size, self._tokens + max(0.0, now_s - self._filled_at) * self._share_per_s)
         self._filled_at = now_s
 
 
@@ -71,10 +81,14 @@ class Held(msgspec.Struct):
 
 
 class Keyring:
-    """The keys that are good now. ``now_us`` is the wall clock (expiry), ``monotonic_s`` measures rates."""
+    """The keys that are good now. ``now_us`` is the wall clock (expiry), ``monotonic_s`` measures rates.
 
-    def __init__(self, now_us: Callable[[], int], monotonic_s: Callable[[], float]) -> None:
+    Of a key's rate, one of several ``workers`` admits its share.
+    """
+
+    def __init__(self, now_us: Callable[[], int], monotonic_s: Callable[[], float], workers: int = 1) -> None:
         self._now_us = now_us
+        self._workers = workers
         self._monotonic_s = monotonic_s
         self._held: dict[str, Held] = {}
         self._nobody: tuple[tuple[bytes, int | None], ...] = ((bytes(32), None),)
@@ -90,7 +104,7 @@ class Keyring:
                 continue
             bucket = before[key.id].bucket if key.id in before else None
             if bucket is None or bucket.rate_per_s != key.rate_per_s:
-                bucket = None if key.rate_per_s is None else Bucket(key.rate_per_s, now_s)
+                bucket = None if key.rate_per_s is None else Bucket(key.rate_per_s, now_s, self._workers)
             held[key.id] = Held(key, tuple((s.digest, s.expires_at) for s in record.secrets), bucket)
         self._held = held
 

@@ -35,12 +35,18 @@ class _Unfailing:
             self._stream.flush()
 
 
-def configure(level: str, now_text: Callable[[], str], stream: TextIO | None = None) -> None:
-    """Send this program's events and its libraries' warnings to ``stream`` (standard error) from ``level`` up."""
+def configure(
+    level: str, now_text: Callable[[], str], stream: TextIO | None = None, *, worker: int | None = None
+) -> None:
+    """Send this program's events and its libraries' warnings to ``stream`` (standard error) from ``level`` up.
+
+    The lines of one of several processes carry its number, ``worker``.
+    """
+    origin = {} if worker is None else {"worker": worker}
     number = logging.getLevelNamesMapping()[level.upper()]
 
     def stamp(_logger: object, _method: str, event: EventDict) -> EventDict:
-        return {"time": now_text(), **event}
+        return {"time": now_text(), **origin, **event}
 
     shared: list[Processor] = [structlog.stdlib.add_log_level, stamp]
     closing: list[Processor] = [structlog.processors.format_exc_info, _bounded, _render]
@@ -48,7 +54,7 @@ def configure(level: str, now_text: Callable[[], str], stream: TextIO | None = N
     structlog.configure(
         processors=[*shared, *closing],
         wrapper_class=structlog.make_filtering_bound_logger(number),
-        logger_factory=structlog.PrintLoggerFactory(target),
+        logger_factory=structlog.WriteLoggerFactory(target),  # a line in one piece: other processes may write too
     )
     handler = logging.StreamHandler(target)
     handler.setFormatter(

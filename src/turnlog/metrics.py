@@ -1,7 +1,8 @@
 """What an operator watches, in Prometheus' words.
 
 Requests are counted in plain integers, a fraction of a microsecond each, and turned into metric families when somebody
-asks: labels are bounded by the operations table and the list of statuses.
+asks: labels are bounded by the operations table and the list of statuses. One of several workers shows what all of
+them count, each sample with its worker's number.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from bisect import bisect_left
 from itertools import accumulate
 from typing import TYPE_CHECKING
 
+import msgspec
 from prometheus_client import (
     CollectorRegistry,
     GCCollector,
@@ -22,7 +24,7 @@ from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 from prometheus_client.registry import Collector
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 
     from prometheus_client.metrics_core import Metric
 
@@ -71,16 +73,35 @@ class _Histogram:
         return self._sum
 
 
-class Metrics(Collector):
-    """Everything that is counted; one registry of its own, so that two servers in one process do not mix."""
+class _Page(Collector):
+    """Families that are there already, as something to collect."""
 
-    def __init__(self) -> None:
+    def __init__(self, families: Iterable[Metric]) -> None:
+        self._families = families
+
+    def collect(self) -> Iterable[Metric]:
+        return self._families
+
+
+class Metrics(Collector):
+    """Everything that is counted; one registry of its own, so that two servers in one process do not mix.
+
+    With ``worker``, of the worker with that number; ``ask_others`` then gives what the others ``tell``, by their
+    numbers, and ``None`` for one that does not answer.
+    """
+
+    def __init__(
+        self,
+        worker: int | None = None,
+        ask_others: Callable[[], Awaitable[Mapping[int, bytes | None]]] | None = None,
+    ) -> None:
+        self._worker = worker
+        self._ask_others = ask_others
         self._requests: dict[tuple[str, int], int] = {}
         self._latency: dict[str, _Histogram] = {}
         self._batch_rows = _Histogram(_BATCH_ROWS)
         self._commit_s = _Histogram(_LATENCY_S)
         self._gauges: dict[str, tuple[str, Callable[[], float]]] = {}
-        self._health: Health | None = None
         self._registry = CollectorRegistry()
         self._registry.register(self)
         for collector in (ProcessCollector, PlatformCollector, GCCollector):
@@ -104,10 +125,32 @@ class Metrics(Collector):
         """Add a value that is read when somebody asks."""
         self._gauges[name] = (help_text, read)
 
-    def expose(self, health: Health | None) -> bytes:
+    async def expose(self, health: Health | None) -> bytes:
         """Everything in Prometheus' text format; ``health`` is the store's, ``None`` where it does not answer."""
-        self._health = health
-        return generate_latest(self._registry)
+        if self._worker is None or self._ask_others is None:
+            return generate_latest(self._registry) + generate_latest(_Page(_of_the_store(health)))
+        told = {self._worker: self.tell()} | dict(await self._ask_others())
+        together: dict[str, list[str]] = {}
+        up = GaugeMetricFamily("turnlog_worker_up", "1 where the worker answered the others.", labels=("worker",))
+        for worker, families in sorted((worker, _told(text)) for worker, text in told.items()):
+            up.add_metric((str(worker),), float(families is not None))
+            for head, samples in families or ():
+                together.setdefault(head, []).append(samples)
+        text = "".join(head + "".join(samples) for head, samples in together.items())
+        return text.encode() + generate_latest(_Page((up, *_of_the_store(health))))
+
+    def tell(self) -> bytes:
+        """What another worker needs to show this one's figures beside its own: heads of families, and their samples.
+
+        As text already, so that the one that is asked for all of them has little to do.
+        """
+        labels = {"worker": str(self._worker)}
+        families = []
+        for family in self._registry.collect():
+            family.samples = [sample._replace(labels=sample.labels | labels) for sample in family.samples]
+            help_line, type_line, *samples = generate_latest(_Page((family,))).decode().splitlines(keepends=True)
+            families.append((help_line + type_line, "".join(samples)))
+        return msgspec.msgpack.encode(families)
 
     def collect(self) -> Iterable[Metric]:
         """Called by the registry."""
@@ -127,10 +170,23 @@ class Metrics(Collector):
         yield _family("turnlog_commit_seconds", "Time of one transaction, its sync included.", self._commit_s)
         for name, (help_text, read) in self._gauges.items():
             yield GaugeMetricFamily(name, help_text, value=read())
-        yield GaugeMetricFamily("turnlog_store_up", "1 where the store answers.", value=float(self._health is not None))
-        if self._health is not None:
-            yield GaugeMetricFamily("turnlog_store_bytes", "Size of the database.", value=self._health.data_bytes)
-            yield GaugeMetricFamily("turnlog_store_wal_bytes", "Size of its WAL.", value=self._health.log_bytes)
+
+
+def _told(text: bytes | None) -> list[tuple[str, str]] | None:
+    """What a worker told; nothing where it fell silent halfway."""
+    try:
+        return None if text is None else msgspec.msgpack.decode(text, type=list[tuple[str, str]])
+    except msgspec.DecodeError:
+        return None
+
+
+def _of_the_store(health: Health | None) -> Iterable[Metric]:
+    """What is the same whoever is asked."""
+    yield GaugeMetricFamily("turnlog_store_up", "1 where the store answers.", value=float(health is not None))
+    if health is not None:
+        yield GaugeMetricFamily("turnlog_store_bytes", "Size of the database.", value=health.data_bytes)
+        if health.log_bytes is not None:
+            yield GaugeMetricFamily("turnlog_store_wal_bytes", "Size of its WAL.", value=health.log_bytes)
 
 
 def _family(name: str, help_text: str, histogram: _Histogram) -> HistogramMetricFamily:

@@ -6,6 +6,7 @@ import click
 import msgspec
 
 from turnlog.cli.settings import file_option, json_option, settings, store_option
+from turnlog.store.connect import shown
 
 
 @click.command()
@@ -18,9 +19,10 @@ def config(file: str | None, store: str | None, host: str | None, port: int | No
     """Show the effective settings and where each came from."""
     effective = settings(file, store=store, host=host, port=port)
     values = msgspec.structs.asdict(effective.config)
+    values["store"] = shown(effective.config.store)  # what is shown gets copied: no password
     if as_json:
-        shown = {name: {"value": value, "origin": effective.origins[name]} for name, value in values.items()}
-        click.echo(msgspec.json.format(msgspec.json.encode(shown)).decode())
+        view = {name: {"value": value, "origin": effective.origins[name]} for name, value in values.items()}
+        click.echo(msgspec.json.format(msgspec.json.encode(view)).decode())
         return
     width = max(map(len, values))
     for name, value in values.items():

@@ -15,7 +15,7 @@ from turnlog import instants, secret
 from turnlog.cli.settings import file_option, json_option, settings, store_option, store_to_make
 from turnlog.errors import SettingError
 from turnlog.model import DEFAULT_PERMISSIONS, MAX_NAME_CHARS, PERMISSIONS, ApiKey, Permission, SecretHash
-from turnlog.store.connect import open_keys
+from turnlog.store.connect import open_keys, shown
 from turnlog.store.protocol import KeyRecord
 
 if TYPE_CHECKING:
@@ -113,7 +113,7 @@ def create(
     asyncio.run(add())
     _show_secret(record.key, text, as_json=as_json)
     if not as_json:
-        click.echo(f"The key is kept in {url}, and good for the server that runs on it.", err=True)
+        click.echo(f"The key is kept in {shown(url)}, and good for the server that runs on it.", err=True)
 
 
 @keys.command("list")

@@ -6,22 +6,25 @@ import sys
 
 import click
 
-from turnlog import __version__
+from turnlog import __version__, logs
 from turnlog.cli.config import config
+from turnlog.cli.copying import copy
 from turnlog.cli.importing import import_
 from turnlog.cli.keys import keys
+from turnlog.cli.migrate import migrate
 from turnlog.cli.serve import serve
 from turnlog.errors import SettingError
-from turnlog.store.protocol import StoreFailedError, StoreUnavailableError
+from turnlog.store.protocol import StoreFailedError, StoreUnavailableError, StoreUncertainError
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(__version__, prog_name="turnlog", message="%(prog)s %(version)s")
 def turnlog() -> None:
     """A durable, self-hosted server of ASAPP's Conversations API."""
+    logs.configure("critical", str)  # a command's outcome is its answer; `serve` turns the log on
 
 
-for command in (serve, keys, import_, config):
+for command in (serve, keys, import_, copy, migrate, config):
     turnlog.add_command(command)
 
 
@@ -49,6 +52,9 @@ def main() -> None:
         sys.exit(1)
     except StoreUnavailableError as error:
         _complain(f"the store cannot be written now, nothing was changed: {error}")
+        sys.exit(1)
+    except StoreUncertainError as error:
+        _complain(f"the store did not answer in time: {error}")
         sys.exit(1)
     except StoreFailedError as error:
         _complain(f"the store cannot be used: {error}")

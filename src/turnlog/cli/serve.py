@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import secrets
 import socket
 import sys
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import click
 import structlog
@@ -20,23 +21,32 @@ from turnlog.cli.settings import file_option, settings, store_option, store_to_m
 from turnlog.errors import SettingError
 from turnlog.http.app import App
 from turnlog.http.bodies import BodyReader
+from turnlog.http.intake import Shares
 from turnlog.http.operations import OPERATIONS, Context
 from turnlog.http.public import public_operations
-from turnlog.http.server import make_server, open_connections
+from turnlog.http.server import BACKLOG, Share, make_server, open_connections
 from turnlog.ids import Ulids
 from turnlog.keyring import Keyring
 from turnlog.metrics import Metrics
+from turnlog.peers import Doors, Peers
 from turnlog.service import Service
-from turnlog.store.connect import open_store
+from turnlog.store.connect import is_shared, open_store, shown
 from turnlog.store.protocol import StoreUnavailableError
+from turnlog.supervisor import Supervisor
 from turnlog.writer import Writer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Coroutine
 
     from turnlog.config import Config
+    from turnlog.http.server import Server
     from turnlog.store.protocol import Store
+    from turnlog.supervisor import Worker
 
+_GRACE_S = 5.0
+"""How much longer than ``drain_timeout_s`` the stop of a worker may take."""
+_OTHERS_S = 0.5
+"""How long a scrape of the metrics waits for the other workers."""
 _WATCH_INTERVAL_S = 0.25
 _US_PER_HOUR = 3600 * instants.US_PER_S
 _log = structlog.get_logger()
@@ -47,17 +57,34 @@ _log = structlog.get_logger()
 @store_option
 @click.option("--host", help="The address to listen on.  [default: 127.0.0.1]")
 @click.option("--port", type=int, help="The port to listen on; 0 takes a free one.  [default: 8080]")
+@click.option("--workers", type=int, help="Processes side by side; over 1 only on PostgreSQL.  [default: 1]")
 @click.option("--first-key", is_flag=True, help="Where the store has no key yet, create one and print a first session.")
-def serve(file: str | None, store: str | None, host: str | None, port: int | None, *, first_key: bool) -> None:
+def serve(
+    file: str | None, store: str | None, host: str | None, port: int | None, workers: int | None, *, first_key: bool
+) -> None:
     """Serve the Conversations API until SIGINT or SIGTERM."""
-    effective = settings(file, store=store, host=host, port=port)
+    effective = settings(file, store=store, host=host, port=port, workers=workers)
     config = effective.config
     logs.configure(config.log_level, lambda: instants.render(now_us()))
+    if config.workers > 1 and not is_shared(config.store):
+        raise SettingError(
+            f"{config.workers} workers cannot record in {shown(config.store)}, which one process keeps to itself: "
+            "expected a PostgreSQL store, or 1 worker"
+        )
     store_to_make(effective)
-    with _listen(config) as listener, asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        status = runner.run(_serve(config, listener, first_key=first_key))
+    with _listen(config) as listener:
+        if config.workers == 1:
+            status = _run(_serve(config, listener, first_key=first_key))
+        else:
+            status = _serve_together(config, listener, first_key=first_key)
+    _log.info("stopped", clean=not status)
     if status:
         sys.exit(status)
+
+
+def _run(main: Coroutine[None, None, int]) -> int:
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return runner.run(main)
 
 
 def _listen(config: Config) -> socket.socket:
@@ -78,12 +105,66 @@ def _listen(config: Config) -> socket.socket:
     return listener
 
 
-async def _serve(config: Config, listener: socket.socket, *, first_key: bool) -> int:
-    """Run until told to stop; 0 after a clean stop, 1 where the store failed."""
+class _Member(NamedTuple):
+    """What one of several workers has of itself and the others."""
+
+    worker: Worker
+    shares: Shares
+    peers: Peers
+
+    @property
+    def share(self) -> Share:
+        return Share(self.shares, self.worker.number)
+
+    async def ask(self) -> dict[int, bytes | None]:
+        return await self.peers.ask(_OTHERS_S)
+
+
+def _serve_together(config: Config, listener: socket.socket, *, first_key: bool) -> int:
+    """Run the workers until told to stop; 0 where all of them stopped in good order."""
+    # Not uvloop's loop, which may leave threads behind: none may live when the workers are forked.
+    banner = asyncio.run(_prepare(config, first_key=first_key))
+    listener.settimeout(0)
+    listener.listen(BACKLOG)  # here, so that nobody is refused while a worker is started again
+    shares = Shares(config.workers)
+
+    def work(worker: Worker) -> int:
+        logs.configure(config.log_level, lambda: instants.render(now_us()), worker=worker.number)
+        member = _Member(worker, shares, Peers(doors, worker.number))
+        return _run(_serve(config, listener, member))
+
+    with Doors(config.workers) as doors:
+        return Supervisor(
+            config.workers,
+            work,
+            on_ready=lambda: _announce(config, listener, banner),
+            on_stop=listener.close,
+            patience_s=config.drain_timeout_s + _GRACE_S,
+            monotonic_s=time.monotonic,
+        ).run()
+
+
+async def _prepare(config: Config, *, first_key: bool) -> str:
+    """Do once what not every worker should: migrations, the first key. What to print once all of them listen."""
+    store = await _open(config)
+    try:
+        return await _first_session(store, first_key=first_key)
+    finally:
+        await store.close()
+
+
+async def _open(config: Config) -> Store:
     ttl_us = config.idempotency_hours * _US_PER_HOUR
-    store = await open_store(config.store, idempotency_ttl_us=ttl_us)
+    return await open_store(config.store, idempotency_ttl_us=ttl_us, deadline_s=config.write_deadline_s)
+
+
+async def _serve(
+    config: Config, listener: socket.socket, member: _Member | None = None, *, first_key: bool = False
+) -> int:
+    """Run until told to stop, alone or as one of several; 0 after a clean stop, 1 where the store failed."""
+    store = await _open(config)
     failures: list[BaseException] = []
-    metrics = Metrics()
+    metrics = Metrics() if member is None else Metrics(member.worker.number, member.ask)
     ids = Ulids(now_us, secrets.randbits)
 
     def fail(failure: BaseException) -> None:  # not before the first batch, and by then there is a server
@@ -101,18 +182,22 @@ async def _serve(config: Config, listener: socket.socket, *, first_key: bool) ->
         on_batch=metrics.batch,
         on_failure=fail,
     )
-    keyring = Keyring(now_us, time.monotonic)
-    banner = await _prepare_keys(store, keyring, first_key=first_key)
+    keyring = Keyring(now_us, time.monotonic, config.workers)
+    banner = "" if member is not None else await _first_session(store, first_key=first_key)
+    await _load(keyring, store)
     service = Service(store, writer, ids, now_us, refuse_repeats=config.refuse_repeats)
     public = public_operations(OPERATIONS, config, metrics, store.health, service.is_healthy)
     context = Context(service, BodyReader(lenient=config.lenient))
     app = App((*OPERATIONS, *public), context, keyring, metrics, config, ids)
-    server = make_server(app, config, ids.new, metrics, lambda: _announce(config, listener, banner))
+    if member is None:
+        server = make_server(app, config, ids.new, metrics, lambda: _announce(config, listener, banner))
+    else:
+        server = _join(member, make_server(app, config, ids.new, metrics, member.worker.ready, member.share), metrics)
     metrics.gauge("turnlog_queue_rows", "Messages waiting for a transaction.", lambda: writer.queued_rows)
     metrics.gauge("turnlog_open_connections", "Open connections.", lambda: open_connections(server))
     background = [
         asyncio.create_task(keyring.follow(store, asyncio.sleep)),
-        asyncio.create_task(service.forget_idempotency(ttl_us, asyncio.sleep)),
+        asyncio.create_task(service.forget_idempotency(config.idempotency_hours * _US_PER_HOUR, asyncio.sleep)),
         asyncio.create_task(_watch(store, fail)),
     ]
     _tune_collector()
@@ -122,8 +207,21 @@ async def _serve(config: Config, listener: socket.socket, *, first_key: bool) ->
     await asyncio.gather(*background, return_exceptions=True)
     await writer.drain()
     await store.close()
-    _log.info("stopped", clean=not failures)
     return 1 if failures else 0
+
+
+def _join(member: _Member, server: Server, metrics: Metrics) -> Server:
+    """Be one of several: answer the others, and stop when the parent is gone."""
+    loop = asyncio.get_running_loop()
+
+    def orphaned() -> None:
+        loop.remove_reader(member.worker.lifeline)
+        _log.error("parent_gone")
+        server.should_exit = True
+
+    loop.add_reader(member.worker.lifeline, orphaned)
+    member.peers.answer(metrics.tell)
+    return server
 
 
 async def _watch(store: Store, fail: Callable[[BaseException], None]) -> None:
@@ -146,13 +244,13 @@ def _tune_collector() -> None:
 def _announce(config: Config, listener: socket.socket, banner: str) -> None:
     host, port = listener.getsockname()[:2]
     base = f"http://{f'[{host}]' if ':' in host else host}:{port}"
-    _log.info("listening", address=base, store=config.store, version=__version__)
+    _log.info("listening", address=base, store=shown(config.store), version=__version__)
     if banner:
         click.echo(banner.replace("{base}", base))
 
 
-async def _prepare_keys(store: Store, keyring: Keyring, *, first_key: bool) -> str:
-    """Load the keys; what to print once the server listens."""
+async def _first_session(store: Store, *, first_key: bool) -> str:
+    """Make the first key where that is asked for and there is none; what to print once the server listens."""
     try:
         records = await store.keys()
     except StoreUnavailableError as error:
@@ -161,12 +259,16 @@ async def _prepare_keys(store: Store, keyring: Keyring, *, first_key: bool) -> s
     if not records and first_key:
         record, secret = new_key("first", DEFAULT_ACCOUNT)
         await store.add_key(record)
-        await keyring.refresh(store)
         return _FIRST_SESSION.replace("{id}", record.key.id).replace("{secret}", secret)
     if all(record.key.revoked_at is not None for record in records):
         _log.warning("no_keys", hint="nobody can come in: create a key with `turnlog keys create NAME`")
-    await keyring.refresh(store)
     return _KEPT if first_key else ""
+
+
+async def _load(keyring: Keyring, store: Store) -> None:
+    """The keys as they are now; where the store does not answer, they come once it does."""
+    with contextlib.suppress(StoreUnavailableError):
+        await keyring.refresh(store)
 
 
 _KEPT = """\

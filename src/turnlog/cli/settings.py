@@ -12,7 +12,9 @@ from turnlog import config
 if TYPE_CHECKING:
     from turnlog.config import Effective
 
-store_option = click.option("--store", metavar="URL", help="The store, as sqlite:///path (TURNLOG_STORE).")
+store_option = click.option(
+    "--store", metavar="URL", help="The store, as sqlite:///path or postgresql://user@host/db (TURNLOG_STORE)."
+)
 file_option = click.option("--config", "file", metavar="FILE", help="A TOML file of settings (TURNLOG_CONFIG).")
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 

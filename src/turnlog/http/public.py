@@ -50,7 +50,7 @@ def public_operations(
             health = await store_health()
         except Exception:  # noqa: BLE001 - a store that does not answer is a figure like any other
             health = None
-        return Response(metrics.expose(health), content_type=CONTENT_TYPE)
+        return Response(await metrics.expose(health), content_type=CONTENT_TYPE)
 
     async def show_openapi(_context: Context, _request: Request) -> Response:
         return Response(described)

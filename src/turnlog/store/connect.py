@@ -7,15 +7,36 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from turnlog.errors import SettingError
-from turnlog.store import sqlite
+from turnlog.store import postgres, sqlite
+from turnlog.store.postgres import address
 
 if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
 
     from turnlog.store.protocol import KeyStore, Store
+    from turnlog.store.transfer import Source, Target
 
 _SQLITE = "sqlite:///"
-EXPECTED = "sqlite:///relative/path.db or sqlite:////absolute/path.db"
+_EXPECTED = f"sqlite:///relative/path.db, sqlite:////absolute/path.db or {address.EXPECTED}"
+
+
+def _is_postgres(url: str) -> bool:
+    return url.partition("://")[0] in address.SCHEMES
+
+
+def shown(url: str) -> str:
+    """``url`` without a password: for logs and messages."""
+    try:
+        if _is_postgres(url):
+            return address.parse(url).shown
+    except SettingError:
+        pass  # what cannot be read is shown with less in it
+    return re.sub(r"//[^/]*@", "//…@", url).partition("?")[0]
+
+
+def is_shared(url: str) -> bool:
+    """Whether several processes may record in the store at once."""
+    return _is_postgres(url)
 
 
 def _path(url: str) -> Path:
@@ -25,8 +46,7 @@ def _path(url: str) -> Path:
     """
     name = url.removeprefix(_SQLITE)
     if not url.startswith(_SQLITE) or not name or "?" in name or "#" in name or "\0" in name:
-        shown = re.sub(r"//[^/]*@", "//…@", url)  # a password has no place in a message
-        raise SettingError(f"the store {shown!r} is not a store's URL: expected {EXPECTED}")
+        raise SettingError(f"the store {shown(url)!r} is not a store's URL: expected {_EXPECTED}")
     path = Path(name).absolute()
     if path.is_dir():
         raise SettingError(f"the store {path} is a folder: expected the name of a file, as in {path / 'turnlog.db'}")
@@ -36,11 +56,43 @@ def _path(url: str) -> Path:
     return path.resolve()
 
 
-async def open_store(url: str, *, idempotency_ttl_us: int) -> Store:
-    """The store at ``url``, opened for recording by this process alone. Raises SettingError."""
-    return sqlite.open_store(_path(url), idempotency_ttl_us=idempotency_ttl_us)
+async def open_store(url: str, *, idempotency_ttl_us: int, deadline_s: float = 10.0) -> Store:
+    """The store at ``url``, opened for recording; a file by this process alone. Raises SettingError.
+
+    ``deadline_s`` is how long a batch may take where the store is at the other end of a network.
+    """
+    if _is_postgres(url):
+        where = address.parse(url)
+        return await postgres.open_store(where, idempotency_ttl_us=idempotency_ttl_us, deadline_s=deadline_s)
+    return await sqlite.open_store(_path(url), idempotency_ttl_us=idempotency_ttl_us)
 
 
 def open_keys(url: str, *, create: bool = False) -> AbstractAsyncContextManager[KeyStore]:
-    """The keys of the store at ``url``, also while a server runs on it. Raises SettingError."""
+    """The keys of the store at ``url``, also while servers run on it. Raises SettingError."""
+    if _is_postgres(url):
+        return postgres.open_keys(address.parse(url), create=create)
     return sqlite.open_keys(_path(url), create=create)
+
+
+async def migrate_store(url: str) -> tuple[int, int]:
+    """Bring the store at ``url`` to this program's schema; its number before and after. Raises SettingError.
+
+    A database that has no store yet gets one; a file that is not there is not made.
+    """
+    if _is_postgres(url):
+        return await postgres.migrate_store(address.parse(url))
+    return sqlite.migrate_store(_path(url))
+
+
+async def open_source(url: str) -> Source:
+    """The store at ``url``, to be copied from, also while servers run on it. Raises SettingError."""
+    if _is_postgres(url):
+        return await postgres.open_source(address.parse(url))
+    return sqlite.open_source(_path(url))
+
+
+async def open_target(url: str, source: Source) -> Target:
+    """The store at ``url``, for ``source`` to be copied into while nobody serves it. Raises SettingError."""
+    if _is_postgres(url):
+        return await postgres.open_target(address.parse(url), source)
+    return sqlite.open_target(_path(url), source)

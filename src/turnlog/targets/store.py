@@ -13,7 +13,7 @@ from turnlog import instants
 from turnlog.errors import Error, OverloadedError, SettingError
 from turnlog.model import DEFAULT_PERMISSIONS, ApiKey, NewMessage
 from turnlog.service import Service
-from turnlog.store.connect import open_keys, open_store
+from turnlog.store.connect import open_keys, open_store, shown
 from turnlog.store.protocol import StoreFailedError, StoreUnavailableError
 from turnlog.targets.protocol import Patience, RefusedError
 from turnlog.writer import Writer
@@ -44,7 +44,7 @@ def store_target(config: Config, account: str, ids: Ulids, now_us: Callable[[], 
     except SettingError as error:
         raise SettingError(f"{error} ({hint})") from None
     if account not in accounts:
-        raise SettingError(f"the store {config.store} has no account {account!r}: {hint}")
+        raise SettingError(f"the store {shown(config.store)} has no account {account!r}: {hint}")
     target = _StoreTarget(config, account, ids, now_us)
     try:
         yield target

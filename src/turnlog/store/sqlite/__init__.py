@@ -1,5 +1,7 @@
 """The embedded store: one SQLite file, written by one connection, read by others beside it."""
 
+from turnlog.store.sqlite.migrate import migrate_store
 from turnlog.store.sqlite.store import SqliteStore, open_keys, open_store
+from turnlog.store.sqlite.transfer import open_source, open_target
 
-__all__ = ["SqliteStore", "open_keys", "open_store"]
+__all__ = ["SqliteStore", "migrate_store", "open_keys", "open_source", "open_store", "open_target"]

@@ -82,6 +82,19 @@ def connect(path: Path, *, readonly: bool = False) -> apsw.Connection:
     return connection
 
 
+@contextmanager
+def transaction(connection: apsw.Connection, kind: str = "IMMEDIATE") -> Iterator[None]:
+    """One transaction, undone where the block raises."""
+    connection.execute(f"BEGIN {kind}")
+    try:
+        yield
+        connection.execute("COMMIT")
+    except BaseException:
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
+        raise
+
+
 def _first_line(error: BaseException) -> str:
     return str(error).partition("\n")[0]
 

@@ -63,14 +63,15 @@ def store_conversations(connection: apsw.Connection, account: int, plan: Plan) -
         conversation = row.conversation
         if row.is_new:
             ids = (number, account, conversation.id, conversation.external_id)
-            connection.execute(_INSERT, (*ids, *_columns(conversation), row.client_at, row.created_at))
+            connection.execute(_INSERT, (*ids, *columns_of(conversation), row.client_at, row.created_at))
         else:
-            connection.execute(_UPDATE, (*_columns(conversation), number))
+            connection.execute(_UPDATE, (*columns_of(conversation), number))
     for change in plan.changes:
         connection.execute(_LOG, change)
 
 
-def _columns(conversation: Conversation) -> tuple[str, str | None, str | None, str | None, str | None]:
+def columns_of(conversation: Conversation) -> tuple[str, str | None, str | None, str | None, str | None]:
+    """What may change of a conversation: customer, customer_name, agent, agent_name, metadata."""
     agent, metadata = conversation.agent, conversation.metadata
     return (
         conversation.customer.external_id,

@@ -6,6 +6,7 @@ from importlib.resources import files
 from typing import TYPE_CHECKING
 
 from turnlog.errors import SettingError
+from turnlog.store.sqlite.connection import ServerLock, check_file, connect, transaction, translated
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -38,13 +39,51 @@ def is_current(connection: apsw.Connection, path: Path) -> bool:
 def migrate(connection: apsw.Connection) -> None:
     """Bring the file to this program's schema; killed at any instant, it is at one whole version or the next."""
     for number, sql in migrations():
-        connection.execute("BEGIN IMMEDIATE")  # two programs that start at once take turns here
-        try:
+        with transaction(connection):  # two programs that start at once take turns here
             if schema_version(connection) < number:
                 connection.execute(sql)
                 connection.execute(f"PRAGMA user_version = {number}")
-            connection.execute("COMMIT")
-        except BaseException:
-            if connection.in_transaction:
-                connection.execute("ROLLBACK")
-            raise
+
+
+def is_store(path: Path) -> bool:
+    """Whether there is anything at ``path``: an empty file is what a start that was killed at once leaves."""
+    return path.is_file() and path.stat().st_size > 0
+
+
+def migrate_store(path: Path) -> tuple[int, int]:
+    """Bring the file to this program's schema; its number before and after. A store that is not there is not made.
+
+    Only for a process without a connection to the file, as ``check_file``. Raises SettingError, also where the file
+    needs a migration and a server runs on it.
+    """
+    if not is_store(path):
+        raise SettingError(f"there is no store at {path}: nothing to migrate, `turnlog serve` makes a new one")
+    check_file(path)
+    connection = connect(path)
+    try:
+        with translated():
+            before = schema_version(connection)
+            if not is_current(connection, path):
+                lock = ServerLock(path)
+                try:
+                    migrate(connection)
+                finally:
+                    lock.release()
+            return before, schema_version(connection)
+    finally:
+        connection.close()
+
+
+def unfinished_copy(connection: apsw.Connection) -> str | None:
+    """Where a copy into the store came from that was begun and not finished. For a file that ``is_current``."""
+    row = connection.execute("SELECT source FROM copying").fetchone()
+    return None if row is None else str(row[0])
+
+
+def refuse_half_copied(connection: apsw.Connection, path: Path) -> None:
+    """Raises SettingError where a copy into the store was begun and not finished. For a file that ``is_current``."""
+    source = unfinished_copy(connection)
+    if source is not None:
+        raise SettingError(
+            f"the store {path}: a copy into it was not finished: run `turnlog copy --from {source} --to …` again"
+        )

@@ -18,7 +18,7 @@ from turnlog.store.protocol import Health, KeyRecord, StoreFailedError
 from turnlog.store.sqlite.append import Appender
 from turnlog.store.sqlite.connection import BUSY_MS, ServerLock, check_file, connect, create_file, translated
 from turnlog.store.sqlite.keys import Keys
-from turnlog.store.sqlite.migrate import is_current, migrate, schema_version
+from turnlog.store.sqlite.migrate import is_current, migrate, refuse_half_copied, schema_version
 from turnlog.store.sqlite.reads import Reads
 
 if TYPE_CHECKING:
@@ -216,11 +216,11 @@ class SqliteStore:
         self._lock.release()
 
 
-def open_store(path: Path, *, idempotency_ttl_us: int) -> SqliteStore:
+async def open_store(path: Path, *, idempotency_ttl_us: int) -> SqliteStore:
     """Open the file for recording, making or migrating it where needed.
 
     Raises SettingError where another process records in it, where it is newer than this program, where it is not a
-    store, and where it cannot be opened; the message names the path.
+    store, where it is half a copy, and where it cannot be opened; the message names the path.
     """
     create_file(path)
     check_file(path)
@@ -229,6 +229,7 @@ def open_store(path: Path, *, idempotency_ttl_us: int) -> SqliteStore:
         writer = connect(path)
         if not is_current(writer, path):
             migrate(writer)
+        refuse_half_copied(writer, path)
         return SqliteStore(path, lock, writer, connect(path, readonly=True), idempotency_ttl_us)
     except BaseException:
         lock.release()
@@ -258,6 +259,7 @@ async def open_keys(path: Path, *, create: bool = False) -> AsyncIterator[Keys]:
                 migrate(connection)
             finally:
                 lock.release()
+        refuse_half_copied(connection, path)
         with translated():
             yield Keys(connection)
     finally:
