@@ -6,7 +6,7 @@ import json
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from tests.harness import V1, Key, Server, run_cli
+from tests.harness import V1, Server, make_key, run_cli
 from tests.stores import rows
 
 if TYPE_CHECKING:
@@ -37,9 +37,7 @@ class Importing:
         self.folder = folder
         self.store = store
         self._start = start
-        made = run_cli("keys", "create", "importer", "--json", "--store", self.store)
-        assert made.returncode == 0, made.stderr
-        self.key = Key(json.loads(made.stdout)["id"], json.loads(made.stdout)["secret"])
+        self.key = make_key(self.store, "importer")
 
     def file(self, content: str | bytes, name: str = "transcript") -> str:
         """A transcript file; its name."""

@@ -12,7 +12,7 @@ import pytest
 from tests.copying import Contents, copied, counts
 from tests.harness import V1, Server, create_conversation, message, run_cli, wait_for
 from tests.history import log_problems
-from tests.stores import KINDS, PostgresqlStores, SqliteStores, path_of
+from tests.stores import KINDS, PostgresqlStores, SqliteStores, path_of, rows
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -89,6 +89,12 @@ def original(kinds: tuple[str, str], originals: Callable[[str], tuple[str, Conte
 
 
 @pytest.fixture
+def original_file(originals: Callable[[str], tuple[str, Contents]]) -> str:
+    """The one in a file."""
+    return originals("sqlite")[0]
+
+
+@pytest.fixture
 def files(tmp_path: Path) -> tuple[str, str]:
     """The URLs of two SQLite stores that are not there yet."""
     return f"sqlite:///{tmp_path / 'source.db'}", f"sqlite:///{tmp_path / 'target.db'}"
@@ -155,6 +161,27 @@ def test_there_and_back_again_with_what_was_recorded_there(
         assert found.json()["text"] == "recorded there"
 
 
+@of_unlike_pairs
+def test_what_takes_many_pages_is_copied_too(
+    kinds: tuple[str, str], stores_of: Callable[[str], Stores], target: str
+) -> None:
+    """More characters of texts, of metadata and of changes than are read at a time."""
+    source = stores_of(kinds[0]).new()
+    metadata = {f"{n:0255}": "é" * 4096 for n in range(100)}
+    with Server(source) as server:
+        with server.client(server.create_key("tests")) as client:
+            for number in range(12):
+                one = create_conversation(client, f"c{number}", metadata=metadata)
+                body = message(f"{number}\U0001f600" * 80_000)
+                assert client.post(f"{V1}/conversations/{one}/messages", json=body).status_code == 200
+        assert server.stop() == 0
+    assert counts(copied(source, target))["messages"] == 12
+    assert copied(source, target)["copied"] == 0
+    assert rows(target, "SELECT sum(length(text)) FROM message") == rows(
+        source, "SELECT sum(length(text)) FROM message"
+    )
+
+
 def test_a_file_that_is_copied_is_left_as_it_is(files: tuple[str, str]) -> None:
     """Byte for byte; also what a killed server has left in its log, which is in the copy all the same."""
     source, target = files
@@ -167,6 +194,14 @@ def test_a_file_that_is_copied_is_left_as_it_is(files: tuple[str, str]) -> None:
     copied(source, target)
     assert {name: (path.parent / name).read_bytes() for name in left} == left
     checked(contents, target)
+
+
+def test_a_backup_is_copied_and_left_as_it_is(original_file: str, files: tuple[str, str]) -> None:
+    """VACUUM INTO makes a file that is not in WAL mode."""
+    rows(original_file, f"VACUUM INTO '{path_of(files[0])}'")
+    before = path_of(files[0]).read_bytes()
+    copied(*files)
+    assert path_of(files[0]).read_bytes() == before
 
 
 def test_a_store_with_nothing_but_a_key_is_copied_too(files: tuple[str, str]) -> None:

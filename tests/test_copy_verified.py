@@ -84,7 +84,7 @@ def change_rows(url: str, statement: str) -> list[tuple[Any, ...]]:
 def test_what_was_changed_in_the_target_is_found(
     original: tuple[str, Contents], new_store: Callable[[], str], change: str
 ) -> None:
-    """Also a change of what an earlier run found right; and then the target is not served any more."""
+    """Also where an earlier run found it right."""
     source, target = original[0], new_store()
     copied(source, target)
     statement, kind, difference = FOUND[change]
@@ -101,10 +101,11 @@ def test_what_was_changed_in_the_target_is_found(
     equal = [name for name, check in checks.items() if check["difference"] is None]
     assert all(checks[name]["source"] == checks[name]["target"] for name in equal)
     assert "API keys" in equal
-    assert "was not finished" in refusal(run_cli("keys", "list", "--store", target))
 
 
-def test_the_first_difference_is_named(original: tuple[str, Contents], new_store: Callable[[], str]) -> None:
+def test_the_first_difference_is_named_and_the_target_is_not_served(
+    original: tuple[str, Contents], new_store: Callable[[], str]
+) -> None:
     source, target = original[0], new_store()
     copied(source, target)
     ((second,),) = change_rows(target, "SELECT id FROM message WHERE id = SECOND")
@@ -116,6 +117,7 @@ def test_the_first_difference_is_named(original: tuple[str, Contents], new_store
     )
     (ours,) = [line for line in done.stdout.splitlines() if line.startswith("  messages ")]
     assert ours.endswith("  in the source")
+    assert "was not finished" in refusal(run_cli("keys", "list", "--store", target))
 
 
 CHANGED_BACK = {
@@ -136,8 +138,6 @@ def test_what_may_change_is_made_the_sources_again(
     first = copied(source, target)
     change_rows(target, CHANGED_BACK[change])
     assert copied(source, target)["checks"] == first["checks"]
-    with Server(target) as server:
-        original[1].check(server)
 
 
 def test_what_earlier_runs_verified_is_left_out_where_asked(

@@ -187,10 +187,10 @@ def test_a_stop_that_runs_out_of_patience_answers_in_the_envelope(start: Callabl
     """A body that never comes: 503-01, because nothing of it was queued."""
     server = start(environment={"TURNLOG_DRAIN_TIMEOUT_S": "0.3"})
     key = server.create_key("stopped")
-    with server.client(key), server.connection() as connection:
+    with server.client(key) as other, server.connection() as connection:
         head = post(key, f"{V1}/conversations", "Content-Type: application/json", "Content-Length: 10")
         connection.sendall(head + b"{")
-        server.create_key("a while")  # the request is under way by the time that this has started a process
+        assert other.get("/livez").status_code == 200  # what was sent before this is under way when it is answered
         os.kill(server.pid, signal.SIGTERM)
         received = b""
         while part := connection.recv(65536):

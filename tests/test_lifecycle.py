@@ -228,7 +228,8 @@ def test_a_path_that_cannot_be_a_store_is_named(tmp_path: Path) -> None:
 )
 def test_a_store_that_is_no_stores_url_is_refused(url: str, tmp_path: Path) -> None:
     line = _refused_start("serve", "--port", "0", "--store", url, cwd=tmp_path)
-    assert repr(url) in line
+    assert "is not a store's URL" in line
+    assert repr(url) in line or url == "postgresql://x"  # which could hold a password where it is not understood
     assert list(tmp_path.iterdir()) == []
 
 

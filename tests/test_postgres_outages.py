@@ -1,4 +1,4 @@
-"""PostgreSQL away: not there yet, gone, started again, frozen; and a server of Turnlog's that stops in a transaction.
+"""PostgreSQL away: not there yet, gone, started again, frozen, read-only; and a server of ours that stops.
 
 Nobody restarts Turnlog.
 """
@@ -14,7 +14,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import httpx
 import pytest
@@ -60,8 +60,17 @@ def _alive(server: Server) -> Iterator[None]:
     assert max(slowest) < 1
 
 
+def _refused(client: httpx.Client, method: str, path: str, **options: Any) -> None:
+    """A request that is refused as certainly not done, and quickly."""
+    began_at = time.monotonic()
+    answer = client.request(method, path, **options)
+    assert time.monotonic() - began_at < QUICK_S, path
+    error_of(answer, "503-01")
+    assert int(answer.headers["retry-after"]) >= 1
+
+
 def _check_refused(client: httpx.Client, path: str) -> None:
-    """Every operation is refused as certainly not done, and quickly."""
+    """Every operation is."""
     one = path.removesuffix("/messages")
     requests = [
         ("POST", f"{V1}/conversations", conversation("other")),
@@ -77,11 +86,7 @@ def _check_refused(client: httpx.Client, path: str) -> None:
         ("GET", "/readyz", None),
     ]
     for method, where, body in requests:
-        asked_at = time.monotonic()
-        answer = client.request(method, where, json=body)
-        assert time.monotonic() - asked_at < QUICK_S, where
-        error_of(answer, "503-01")
-        assert int(answer.headers["retry-after"]) >= 1
+        _refused(client, method, where, json=body)
     assert client.get("/v1/health").json() == {"healthCheck": "FAILED"}
     assert client.get("/metrics").status_code == 200
 
@@ -139,9 +144,7 @@ def test_the_database_is_down_at_the_start(cluster: Cluster, start: Callable[...
     server = start(store=url)
     with _alive(server), httpx.Client(base_url=server.base, headers=key.headers, timeout=30) as client:
         for method, where in (("GET", "/readyz"), ("POST", f"{V1}/conversations"), ("GET", f"{V1}/conversations/C")):
-            asked_at = time.monotonic()
-            error_of(client.request(method, where, json=conversation("c")), "503-01")
-            assert time.monotonic() - asked_at < QUICK_S
+            _refused(client, method, where, json=conversation("c"))
         cluster.start()
         wait_for(lambda: client.get("/readyz").status_code == 200)
     if empty:
@@ -190,9 +193,7 @@ def test_a_frozen_database(cluster: Cluster, start: Callable[..., Server]) -> No
             error_of(ready.result(), "503-01")
             assert time.monotonic() - frozen_at < 2 * QUICK_S
             error_of(read.result(), "503-01")
-            asked_at = time.monotonic()
-            error_of(client.post(path, json=message("never")), "503-01")
-            assert time.monotonic() - asked_at < QUICK_S
+            _refused(client, "POST", path, json=message("never"))
         cluster.thaw()
         wait_for(lambda: client.get("/readyz").status_code == 200)
         wait_for(lambda: client.post(path, json=message("after")).status_code == 200)
@@ -200,6 +201,63 @@ def test_a_frozen_database(cluster: Cluster, start: Callable[..., Server]) -> No
         assert again.status_code == 200
         assert sorted(_texts(client, path)) == ["after", "before", "unknown"]
     assert log_problems(server.url) == []
+    assert server.stop() == 0
+
+
+# P09: the server may not be written to any more.
+
+
+def test_a_server_that_turns_read_only(cluster: Cluster, start: Callable[..., Server]) -> None:
+    """P09: writes are refused, reads go on; recording goes on by itself when it may."""
+    server = start(store=cluster.create_database())
+    with server.client(server.create_key("tests")) as client:
+        path = f"{V1}/conversations/{create_conversation(client, 'c')}/messages"
+        assert client.post(path, json=message("before")).status_code == 200
+        for round_ in range(2):
+            cluster.configure(default_transaction_read_only="on")
+            wait_for(lambda: client.post(path, json=message("never")).status_code != 200)
+            for _ in range(3):
+                _refused(client, "POST", path, json=message("never"))
+                assert "never" not in _texts(client, path)
+            cluster.configure(default_transaction_read_only="off")
+            text = f"after {round_}"
+            wait_for(lambda: client.post(path, json=message(text)).status_code == 200)  # noqa: B023 - called at once
+        assert _texts(client, path) == ["before", "after 0", "after 1"]
+    assert server.stop() == 0
+
+
+def _either(first: Cluster, second: Cluster, database: str) -> str:
+    """The URL of a database that one of two servers has for writing."""
+    address = f"127.0.0.1:{first.port}"
+    return first.url(database).replace(address, f"{address},127.0.0.1:{second.port}")
+
+
+@pytest.mark.parametrize("old", ["stopped", "read-only"])
+def test_a_server_that_hands_over_to_its_standby(cluster: Cluster, start: Callable[..., Server], old: str) -> None:
+    """P09: nothing acknowledged is missing, and what is recorded on the new one is read from the new one.
+
+    Where the old one goes on answering, the connections to it do not break: they must be given up all the same.
+    """
+    database = cluster.create_database().rpartition("/")[2]
+    standby = cluster.standby()
+    server = start(store=_either(cluster, standby, database))
+    with server.client(server.create_key("tests")) as client:
+        path = f"{V1}/conversations/{create_conversation(client, 'c')}/messages"
+        assert client.post(path, json=message("before")).status_code == 200
+        assert _texts(client, path) == ["before"]
+        if old == "stopped":
+            cluster.stop()
+        else:
+            cluster.configure(default_transaction_read_only="on")
+        _refused(client, "POST", path, json=message("never"))
+        standby.promote()
+        wait_for(lambda: client.post(path, json=message("after")).status_code == 200)
+        wait_for(lambda: client.get(path).status_code == 200)
+        for _ in range(20):  # whichever connection answers
+            assert _texts(client, path) == ["before", "after"]
+        assert client.post(path, json=message("and on")).status_code == 200
+        assert _texts(client, path) == ["before", "after", "and on"]
+    assert log_problems(standby.url(database)) == []
     assert server.stop() == 0
 
 

@@ -14,6 +14,7 @@ import threading
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -219,8 +220,12 @@ def test_a_worker_that_dies_again_and_again_waits_longer_each_time(server: Serve
         pid = pids(server)[2]
         os.kill(pid, signal.SIGKILL)
         wait_for(lambda pid=pid: pids(server)[2] != pid)
-    pauses = [event["next_in_s"] for event in server.log if event["event"] == "worker_ended"]
-    assert pauses == [0.0, 0.5, 1.0]
+    ended = [event for event in server.log if event["event"] == "worker_ended"]
+    again = [event for event in server.log if event["event"] == "worker_ready"][-3:]
+    assert [event["next_in_s"] for event in ended] == [0.0, 0.5, 1.0]
+    for death, birth in zip(ended, again, strict=True):
+        rest = datetime.fromisoformat(birth["time"]) - datetime.fromisoformat(death["time"])
+        assert rest.total_seconds() >= death["next_in_s"]
 
 
 def test_one_that_hangs_holds_nobody_up_and_is_seen_in_the_metrics(server: Server) -> None:

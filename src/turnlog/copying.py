@@ -76,8 +76,8 @@ class Copier:
         # What an earlier run copied and did not come to verify is verified now.
         whole = whole or await self._target.unfinished() is not None
         await self._target.begin(self._source.shown, self._now_us())
+        accounts = await self._source.accounts()  # one that comes into being from here on waits for the next run
         await self._put_keys()
-        accounts = await self._source.accounts()
         starts = {account: await self._target.last_position(account) for account in accounts}
         ends = {account: await self._source.last_position(account) for account in accounts}
         self._copied = dict(starts)
@@ -88,8 +88,8 @@ class Copier:
             await self._copy_entries(account, ends[account])
         await self._copy_authentications()
         self.summary.checks = await self._verify(dict.fromkeys(accounts, 0) if whole else starts)
-        for account in accounts:
-            self.summary.behind += await self._source.last_position(account) - self._copied[account]
+        for account in await self._source.accounts():
+            self.summary.behind += await self._source.last_position(account) - self._copied.get(account, 0)
         if all(check.difference is None for check in self.summary.checks):
             await self._target.finish()
             self.summary.complete = True
@@ -242,19 +242,32 @@ class Copier:
         return found
 
     async def _put_idempotency(self, account: str, comparison: Comparison) -> None:
-        """Make the account's keys the source's, page by page, each read back at once: they come and go."""
+        """Make the account's keys the source's where they are not, page by page, each read back at once.
+
+        They come and go, so that a page that was compared later would differ while the source goes on.
+        """
         after = ""
         while ours := await self._source.idempotency(account, after=after):
-            await self._follow(account)
             up_to = ours[-1].key
-            await self._target.put_idempotency(account, after=after, up_to=up_to, rows=ours)
-            theirs: list[IdempotencyRow] = []
-            while page := await self._target.idempotency(account, after=after, up_to=up_to):
-                theirs += page
-                after = page[-1].key
+            theirs = await self._idempotency_there(account, after, up_to, len(ours))
+            if ours != theirs:
+                await self._follow(account)
+                await self._target.put_idempotency(account, after=after, up_to=up_to, rows=ours)
+                theirs = await self._idempotency_there(account, after, up_to, len(ours))
             comparison.take(ours, theirs)
             after = up_to
         await self._target.put_idempotency(account, after=after, up_to=None, rows=[])
+
+    async def _idempotency_there(self, account: str, after: str, up_to: str, expected: int) -> list[IdempotencyRow]:
+        """The target's, behind ``after`` and up to ``up_to``; not all of them where there are more than expected."""
+        found: list[IdempotencyRow] = []
+        while len(found) <= expected:
+            page = await self._target.idempotency(account, after=after, up_to=up_to)
+            if not page:
+                break
+            found += page
+            after = page[-1].key
+        return found
 
     async def _compare_authentications(self, comparison: Comparison) -> None:
         """As many of each account as the target has: the source may have recorded more since.

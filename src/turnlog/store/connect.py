@@ -31,7 +31,7 @@ def shown(url: str) -> str:
             return address.parse(url).shown
     except SettingError:
         pass  # what cannot be read is shown with less in it
-    return re.sub(r"//[^/]*@", "//…@", url).partition("?")[0]
+    return re.sub(r"//[^/]*@|(?<=password=)[^&]*", lambda match: "//…@" if match[0].startswith("//") else "…", url)
 
 
 def is_shared(url: str) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import NamedTuple
 from urllib.parse import SplitResult, parse_qsl, urlencode, urlsplit
 
@@ -10,7 +11,14 @@ from turnlog.errors import SettingError
 SCHEMES = ("postgresql", "postgres")
 EXPECTED = "postgresql://user:password@host:port/database, or …@host1:port1,host2:port2/database"
 _CONNECT_S = 1.0
+_MAX_CONNECT_S = 60.0
 _WRITABLE = ("read-write", "primary")
+_HOST = re.compile(r"(\[[0-9A-Fa-f:.%]+\]|[^\[\]:@/]+)(:[0-9]{1,5})?")
+_NOT_A_URL = (
+    f"the store given is not a store's URL: expected {EXPECTED}, "
+    "where user and password have %40 for @, %3A for :, %2F for /, %3F for ?, %23 for # and %25 for %"
+)
+"""Says nothing of the URL: where it cannot be read, no one knows which part of it is the password."""
 
 
 class Address(NamedTuple):
@@ -29,19 +37,22 @@ def parse(url: str) -> Address:
         parts = urlsplit(url)
         query = dict(parse_qsl(parts.query, keep_blank_values=True, strict_parsing=bool(parts.query)))
     except ValueError:
-        raise SettingError(f"the store's URL cannot be read: expected {EXPECTED}") from None
-    shown = _shown(parts, query)
+        raise SettingError(_NOT_A_URL) from None
     user, at, hosts = parts.netloc.rpartition("@")
-    has_host = all(hosts.split(",")) if hosts else "host" in query
-    if not has_host or parts.path in ("", "/") or parts.fragment or "\0" in url:
-        raise SettingError(f"the store {shown!r} is not a store's URL: expected {EXPECTED}")
+    has_host = all(map(_HOST.fullmatch, hosts.split(","))) if hosts else "host" in query
+    has_name = re.fullmatch(r"/[^/@\0]+", parts.path)
+    if not has_host or not has_name or parts.fragment or ("@" in parts.query and not at):
+        raise SettingError(_NOT_A_URL)
+    shown = _shown(parts, query)
     wanted = query.setdefault("target_session_attrs", _WRITABLE[0])
     if wanted not in _WRITABLE:
         raise SettingError(f"the store {shown!r}: target_session_attrs must be read-write, not {wanted}")
     try:
         connect_s = float(query.pop("connect_timeout", _CONNECT_S))
     except ValueError:
-        raise SettingError(f"the store {shown!r}: connect_timeout must be a number of seconds") from None
+        connect_s = 0
+    if not 0 < connect_s <= _MAX_CONNECT_S:
+        raise SettingError(f"the store {shown!r}: connect_timeout must be a number of seconds up to {_MAX_CONNECT_S:g}")
     rest = urlencode(query)
     urls = tuple(f"postgresql://{user}{at}{host}{parts.path}?{rest}" for host in hosts.split(","))
     return Address(urls, shown, connect_s)

@@ -6,7 +6,7 @@ The driver's errors end here; the rest of the store sees LostError, ConflictErro
 from __future__ import annotations
 
 import asyncio
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 import asyncpg
@@ -37,6 +37,8 @@ _SESSION = {
     "synchronous_commit": "on",
     "default_transaction_isolation": "read committed",
     "search_path": "pg_catalog",
+    "statement_timeout": "0",
+    "idle_session_timeout": "0",
     "idle_in_transaction_session_timeout": str(_IDLE_IN_TRANSACTION_MS),
     # Every statement goes through an index, whatever the statistics of a young table say; then one plan fits all.
     "enable_seqscan": "off",
@@ -69,6 +71,11 @@ _LOST = (
     OSError,
     EOFError,
 )
+# With an error of this severity the server ends the session, whatever the error is.
+_LAST_WORDS = ("FATAL", "PANIC")
+_WAIT_FOR_STANDBY = "SyncRepWaitForLSN"
+"""Where in PostgreSQL a warning comes from that a commit was not waited for: the standby may not have it. What is then
+read back and committed again waits anew."""
 # The server answered that it did not do it, for a reason that may pass.
 _REFUSED = (
     asyncpg.InsufficientResourcesError,
@@ -95,12 +102,16 @@ _MISCONFIGURED = (
 def _translated() -> Iterator[None]:
     try:
         yield
-    except _CONFLICTS as error:
-        raise ConflictError(_said(error)) from error
-    except _REFUSED as error:
-        raise StoreUnavailableError(_said(error)) from error
     except _LOST as error:
         raise LostError(_said(error)) from error
+    except asyncpg.PostgresError as error:
+        if error.severity_en in _LAST_WORDS:
+            raise LostError(_said(error)) from error
+        if isinstance(error, _CONFLICTS):
+            raise ConflictError(_said(error)) from error
+        if isinstance(error, _REFUSED):
+            raise StoreUnavailableError(_said(error)) from error
+        raise
 
 
 def _said(error: BaseException) -> str:
@@ -159,9 +170,18 @@ class Connections:
         except (asyncpg.InterfaceError, asyncpg.PostgresConnectionError) as error:  # closed by us, or as it was made
             raise StoreUnavailableError(_said(error)) from error
         timer = self._loop.call_later(limit_s, _cut_off, connection)
+        doubts: list[str] = []
+
+        def listen(_: object, notice: asyncpg.PostgresLogMessage) -> None:
+            if notice.server_source_function == _WAIT_FOR_STANDBY:
+                doubts.append(_said(notice))
+
         try:
+            connection.add_log_listener(listen)
             with _translated():
                 yield connection
+            if doubts:
+                raise LostError(doubts[0])
         except asyncpg.InterfaceError as error:
             if _is_open(connection):
                 raise
@@ -172,6 +192,8 @@ class Connections:
             raise
         finally:
             timer.cancel()
+            with suppress(asyncpg.InterfaceError):
+                connection.remove_log_listener(listen)
             await self._release(connection)
 
     async def _release(self, connection: Connection) -> None:
@@ -179,6 +201,9 @@ class Connections:
             await self._pool.release(connection)
         except (*_LOST, TimeoutError):
             pass  # it is closed, and the pool knows
+        except BaseException:
+            _cut_off(connection)  # whatever it was, the pool gets its place back
+            raise
 
     async def _connect(self, *_: object, **options: Any) -> Connection:
         """For the pool: a connection to the writable server, checked."""
@@ -262,7 +287,7 @@ def _is_open(connection: Connection) -> bool:
 
 
 def _cut_off(connection: Connection) -> None:
-    if _is_open(connection):
+    with suppress(asyncpg.InterfaceError):  # where the pool has taken it back already
         connection.terminate()
 
 

@@ -87,7 +87,13 @@ async def migrate(connection: Connection, shown: str) -> tuple[int, int]:
     Killed at any instant, it is at one whole version or the next. Raises SettingError as ``look`` does, and where the
     role may not.
     """
-    first = (await look(connection, shown)).version
+    try:
+        first = (await look(connection, shown)).version
+    except asyncpg.InsufficientPrivilegeError as error:
+        raise SettingError(
+            f"the store {shown}: its role may not read the tables ({error}): grant it USAGE on the schema turnlog, and "
+            "SELECT, INSERT, UPDATE and DELETE on the tables in it"
+        ) from error
     try:
         for number, sql in migrations():
             if number > first:

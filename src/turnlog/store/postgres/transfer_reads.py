@@ -27,12 +27,15 @@ if TYPE_CHECKING:
 
 
 def _page(rows: str, order: str, measured: str) -> str:
-    """The statement for those of ``rows`` that fit a page; ``measured`` is the text that fills it."""
+    """The statement for those of ``rows`` that fit a page; ``measured`` is the text that fills it.
+
+    It is measured in bytes, which are no fewer than the characters and known without reading a long text.
+    """
     return f"""
         SELECT * FROM (
-            SELECT page.*, sum(length({measured})) OVER (ORDER BY {order}) - length({measured}) AS chars_before
+            SELECT page.*, sum(octet_length({measured})) OVER (ORDER BY {order}) - octet_length({measured}) AS before
             FROM ({rows} ORDER BY {order} LIMIT {PAGE_ROWS}) AS page
-        ) AS measured WHERE chars_before <= {PAGE_CHARS} ORDER BY {order}
+        ) AS measured WHERE before <= {PAGE_CHARS} ORDER BY {order}
     """  # noqa: S608
 
 

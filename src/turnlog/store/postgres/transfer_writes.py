@@ -76,8 +76,7 @@ async def put_keys(connection: Connection, accounts: Sequence[str], records: Seq
     """See transfer.Target."""
     async with connection.transaction():
         await connection.execute("UPDATE turnlog.keys_version SET version = version + 1")
-        for account in accounts:
-            await connection.execute(_ADD_ACCOUNT, account)
+        await connection.executemany(_ADD_ACCOUNT, [(account,) for account in accounts])
         numbers = {row["name"]: row["account"] for row in await connection.fetch("SELECT * FROM turnlog.account")}
         await connection.execute("DELETE FROM turnlog.api_secret")
         await connection.execute("DELETE FROM turnlog.api_key")
@@ -116,16 +115,17 @@ async def _change_conversations(
     connection: Connection, account: int, entries: Sequence[Entry], numbers: dict[str, int]
 ) -> None:
     """Store what the entries make of their conversations, and put the numbers of new ones into ``numbers``."""
-    new = []
+    new, changed = [], []
     for conversation_id, (conversation, creation) in after_changes(entries).items():
         values = conversation_values(conversation)
         if creation is None:
-            await connection.execute(sql.UPDATE_CONVERSATION, account, numbers[conversation_id], *values)
+            changed.append((account, numbers[conversation_id], *values))
             continue
         number = numbers[conversation_id] = creation.position
         ids = (account, number, conversation_id, conversation.external_id)
         new.append((*ids, *values, creation.client_at, creation.changed_at))
     await _copy(connection, "conversation", new)
+    await connection.executemany(sql.UPDATE_CONVERSATION, changed)
 
 
 async def add_authentications(

@@ -68,7 +68,8 @@ def connect(path: Path, *, readonly: bool = False) -> apsw.Connection:
             connection.pragma("page_size", _PAGE_BYTES)
             # Before WAL mode, so that the mark is in the file itself from its first page on: a WAL may be lost.
             connection.pragma("application_id", APPLICATION_ID)
-        mode = connection.pragma("journal_mode", "wal")
+        # One that only reads takes the file as it finds it: a backup, for one, is not in WAL mode.
+        mode = "wal" if readonly else connection.pragma("journal_mode", "wal")
         if mode != "wal":
             raise SettingError(f"{path}: the file system does not offer what SQLite's WAL mode needs ({mode})")
         connection.pragma("synchronous", "FULL")

@@ -95,10 +95,10 @@ class Additions:
 
     def add_entries(self, account: str, added: Sequence[Entry]) -> None:
         """See transfer.Target."""
-        number = self._accounts.number(account)
         with transaction(self._connection):
-            last = entries.last_position(self._connection, number)
-            if last + 1 != added[0].position:
+            number = self._accounts.number(account)
+            last = 0 if number == entries.NO_ACCOUNT else entries.last_position(self._connection, number)
+            if number == entries.NO_ACCOUNT or last + 1 != added[0].position:
                 raise SettingError(
                     f"account {account!r} has {last} entries and not {added[0].position - 1}: "
                     "somebody else records in the target"
