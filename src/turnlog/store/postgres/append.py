@@ -14,9 +14,9 @@ import asyncpg
 import msgspec
 
 from turnlog.model import Conversation
+from turnlog.store.columns import CONVERSATION_COLUMNS, conversation_of, conversation_values
 from turnlog.store.plan import Known, Plan, UsedKey, Wanted, by_account, identities, merged, no_such_account
 from turnlog.store.postgres import sql
-from turnlog.store.postgres.rows import CONVERSATION_COLUMNS, conversation_of, conversation_values
 from turnlog.store.protocol import AppendMessages, ForgetIdempotency, PutConversation
 
 if TYPE_CHECKING:
@@ -157,7 +157,7 @@ async def _conversations(
         "WHERE account = $1 AND external_id = ANY($2)"
     )
     rows = await connection.fetch(query, account, external_ids)
-    return {row["external_id"]: (row["number"], conversation_of(row)) for row in rows}
+    return {row["external_id"]: (row["number"], conversation_of(row[1:])) for row in rows}
 
 
 async def _recorded(

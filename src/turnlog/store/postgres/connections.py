@@ -133,7 +133,7 @@ class Connections:
         check: Callable[[Connection], Awaitable[None]] | None = None,
     ) -> None:
         self._address = address
-        self._session = _SESSION | {"lock_timeout": str(round(lock_timeout_s * 1000))}
+        self._session = _SESSION | {"lock_timeout": str(max(1, round(lock_timeout_s * 1000)))}
         self._check = check
         self._loop = asyncio.get_running_loop()
         self._closed_until = 0.0

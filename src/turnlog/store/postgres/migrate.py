@@ -96,8 +96,8 @@ async def migrate(connection: Connection, shown: str) -> tuple[int, int]:
         ) from error
     try:
         for number, sql in migrations():
-            if number > first:
-                await _apply(connection, number, sql)
+            if number > first and not await _apply(connection, number, sql):
+                first = number
     except asyncpg.InsufficientPrivilegeError as error:
         raise SettingError(
             f"the store {shown}: its role may not make or change the tables ({error}): "
@@ -106,7 +106,8 @@ async def migrate(connection: Connection, shown: str) -> tuple[int, int]:
     return first, max(first, newest())
 
 
-async def _apply(connection: Connection, number: int, sql: str) -> None:
+async def _apply(connection: Connection, number: int, sql: str) -> bool:
+    """Whether it was this node that did."""
     match = _OLDEST_PROGRAM.match(sql)
     oldest = int(match[1]) if match else max(1, number - 1)
     async with connection.transaction():
@@ -115,9 +116,10 @@ async def _apply(connection: Connection, number: int, sql: str) -> None:
         await connection.execute("CREATE SCHEMA IF NOT EXISTS turnlog")
         await connection.execute(_MAKE_VERSION)
         if await connection.fetchval("SELECT version FROM turnlog.schema_version") >= number:
-            return  # another node was faster
+            return False
         await connection.execute(sql)
         await connection.execute("UPDATE turnlog.schema_version SET version = $1, oldest_program = $2", number, oldest)
+    return True
 
 
 _MAKE_VERSION = """

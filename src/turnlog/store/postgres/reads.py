@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from turnlog.instants import EARLIEST
-from turnlog.store.postgres.rows import CONVERSATION_COLUMNS, MESSAGE_COLUMNS, conversation_of, message_of
+from turnlog.store.columns import CONVERSATION_COLUMNS, conversation_of
+from turnlog.store.postgres.rows import MESSAGE_COLUMNS, message_of
 
 if TYPE_CHECKING:
     from asyncpg import Connection

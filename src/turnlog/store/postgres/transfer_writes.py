@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections import defaultdict
 from typing import TYPE_CHECKING, Any
 
+from turnlog.store.columns import conversation_values
 from turnlog.store.postgres import sql
-from turnlog.store.postgres.rows import conversation_values
 from turnlog.store.transfer import MessageEntry, after_changes, conversations_of
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from turnlog.store.sqlite.rows import CONVERSATION_COLUMNS, conversation_of
+from turnlog.store.columns import CONVERSATION_COLUMNS, conversation_of, conversation_values
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -63,20 +63,8 @@ def store_conversations(connection: apsw.Connection, account: int, plan: Plan) -
         conversation = row.conversation
         if row.is_new:
             ids = (number, account, conversation.id, conversation.external_id)
-            connection.execute(_INSERT, (*ids, *columns_of(conversation), row.client_at, row.created_at))
+            connection.execute(_INSERT, (*ids, *conversation_values(conversation), row.client_at, row.created_at))
         else:
-            connection.execute(_UPDATE, (*columns_of(conversation), number))
+            connection.execute(_UPDATE, (*conversation_values(conversation), number))
     for change in plan.changes:
         connection.execute(_LOG, change)
-
-
-def columns_of(conversation: Conversation) -> tuple[str, str | None, str | None, str | None, str | None]:
-    """What may change of a conversation: customer, customer_name, agent, agent_name, metadata."""
-    agent, metadata = conversation.agent, conversation.metadata
-    return (
-        conversation.customer.external_id,
-        conversation.customer.name,
-        None if agent is None else agent.external_id,
-        None if agent is None else agent.name,
-        None if metadata is None else msgspec.json.encode(metadata).decode(),
-    )

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from turnlog.instants import EARLIEST
+from turnlog.store.columns import CONVERSATION_COLUMNS, conversation_of
 from turnlog.store.sqlite import entries
-from turnlog.store.sqlite.rows import CONVERSATION_COLUMNS, MESSAGE_COLUMNS, conversation_of, message_of
+from turnlog.store.sqlite.rows import MESSAGE_COLUMNS, message_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

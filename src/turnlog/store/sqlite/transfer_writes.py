@@ -8,9 +8,10 @@ import apsw
 import msgspec
 
 from turnlog.errors import SettingError
+from turnlog.store.columns import conversation_values
 from turnlog.store.sqlite import entries
 from turnlog.store.sqlite.connection import transaction
-from turnlog.store.sqlite.conversations import NewNumbers, columns_of
+from turnlog.store.sqlite.conversations import NewNumbers
 from turnlog.store.sqlite.keys import add_account, add_key
 from turnlog.store.sqlite.transfer_reads import BEHIND_EVERY_TEXT
 from turnlog.store.transfer import MessageEntry, after_changes, conversations_of
@@ -124,7 +125,7 @@ class Additions:
         new_numbers = NewNumbers(self._connection)
         new, changed = [], []
         for conversation_id, (conversation, creation) in after_changes(added).items():
-            columns = columns_of(conversation)
+            columns = conversation_values(conversation)
             if creation is None:
                 changed.append((*columns, numbers[conversation_id]))
                 continue
