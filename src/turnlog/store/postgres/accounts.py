@@ -24,7 +24,12 @@ class Accounts:
     def forget(self) -> None:
         """Begin anew: it is another database now, which may have given the numbers to others."""
         self._accounts: dict[str, int] = {}
+        self._forget_conversations()
+
+    def _forget_conversations(self) -> None:
+        # New dicts: whoever is in the middle of a batch goes on with those that it was given.
         self._conversations: dict[int, dict[str, int]] = {}
+        self._learned = 0
 
     async def number(self, connection: Connection, name: str) -> int | None:
         """The account's number; ``None`` where it has never had a key."""
@@ -47,9 +52,9 @@ class Accounts:
         """The numbers of those of ``ids`` that exist."""
         return dict(await connection.fetch(_NUMBERS, account, list(ids)))
 
-    @staticmethod
-    def learn(known: dict[str, int], numbers: Mapping[str, int]) -> None:
-        """Remember what is committed, with those ``known`` before, and forget the oldest where it is too much."""
+    def learn(self, known: dict[str, int], numbers: Mapping[str, int]) -> None:
+        """Remember what is committed, with those ``known`` before; where it has become too much, begin anew."""
         known.update(numbers)
-        while len(known) > _KNOWN_CONVERSATIONS:
-            del known[next(iter(known))]
+        self._learned += len(numbers)
+        if self._learned > _KNOWN_CONVERSATIONS:
+            self._forget_conversations()

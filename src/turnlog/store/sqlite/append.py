@@ -82,6 +82,7 @@ class Appender:
         self._accounts = entries.Accounts(connection)
         self._heads: dict[int, int] = {}
         self._numbers: dict[int, dict[str, int]] = {}
+        self._learned = 0
 
     def append(self, writes: Sequence[Write]) -> list[object]:
         """Carry out ``writes`` in one transaction (protocol.Recorder.append); lets the driver's errors through."""
@@ -135,8 +136,9 @@ class Appender:
             numbers = self._numbers.setdefault(account, {})
             numbers.update(plan.known.found)
             numbers.update(plan.numbers)
-            while len(numbers) > _KNOWN_CONVERSATIONS:
-                del numbers[next(iter(numbers))]
+            self._learned += len(plan.known.found) + len(plan.numbers)
+        if self._learned > _KNOWN_CONVERSATIONS:
+            self._numbers, self._learned = {}, 0
 
     # Looking up.
 
