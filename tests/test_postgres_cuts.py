@@ -207,7 +207,7 @@ def test_a_statement_that_arrives_after_its_own_retry_is_not_done_again(shared: 
     asyncio.run(scenario())
 
 
-@pytest.mark.parametrize("kind", ["refusing repeats", "changed conversation", "authentication"])
+@pytest.mark.parametrize("kind", ["refusing repeats", "changed conversation"])
 def test_a_commit_that_arrives_late_is_not_overtaken_by_its_retry(shared: Database, kind: str) -> None:
     """It still holds the account: the retry waits, and says in the end that it does not know."""
 

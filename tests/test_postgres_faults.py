@@ -268,6 +268,17 @@ def test_an_account_that_is_held_up_is_refused_in_time_and_holds_up_no_other(sta
         assert held.post(paths[0], json=message("at last")).status_code == 200
 
 
+def test_an_error_that_ends_the_session_is_no_bug_of_ours(server: Server, client: httpx.Client, path: str) -> None:
+    """Whatever the error is: the batch is read back and tried again on another connection."""
+    rows(server.url, f"ALTER DATABASE {_database(server.url)} SET exit_on_error = on")
+    ended = "SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity WHERE application_name = 'turnlog'"
+    rows(server.url, f"{ended} AND datname = current_database()")
+    with _failing(server.url, "P0001", 1):
+        assert client.post(path, json=message("once")).status_code == 200
+    assert _texts(client, path) == ["once"]
+    assert _counted("outcome_resolved", server) == 1
+
+
 # P08: what the server runs out of.
 
 
@@ -307,14 +318,14 @@ def test_too_many_connections(clerk: str, new_store: Callable[[], str], start: C
         assert _texts(client, path) == ["before", "after"]
 
 
-@pytest.mark.parametrize("state", ["53100", "53200", "53400", "58030", "57014"])
-def test_what_the_server_lacks_is_no_bug_of_ours(server: Server, client: httpx.Client, path: str, state: str) -> None:
-    """P08: disk full, out of memory, a limit of its configuration, an I/O error, a statement that was cancelled."""
-    with _failing(server.url, state):
-        for sent in (path, path + "/batch"):
-            body = message() if sent == path else {"messages": [message()] * 3}
-            _refused(client, "POST", sent, json=body, headers={"idempotency-key": "k"})
-        assert _texts(client, path) == []
+def test_what_the_server_lacks_is_no_bug_of_ours(server: Server, client: httpx.Client, path: str) -> None:
+    """P08: disk full, out of memory, a limit of its own, an I/O error; a statement that is cancelled or forbidden."""
+    for state in ("53100", "53200", "53400", "58030", "57014", "42501"):
+        with _failing(server.url, state):
+            for sent in (path, path + "/batch"):
+                body = message() if sent == path else {"messages": [message()] * 3}
+                _refused(client, "POST", sent, json=body, headers={"idempotency-key": "k"})
+            assert _texts(client, path) == []
     assert client.post(path, json=message("after"), headers={"idempotency-key": "k"}).status_code == 200
     assert _texts(client, path) == ["after"]
     assert log_problems(server.url) == []

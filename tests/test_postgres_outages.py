@@ -157,14 +157,13 @@ def test_the_database_is_down_at_the_start(cluster: Cluster, start: Callable[...
     assert server.stop() == 0
 
 
-@pytest.mark.parametrize("end", ["fast", "immediate"])
-def test_the_database_goes_and_comes_back(cluster: Cluster, start: Callable[..., Server], end: str) -> None:
+def test_the_database_goes_and_comes_back(cluster: Cluster, start: Callable[..., Server]) -> None:
     """P04: writes and reads are refused as certainly not done, never as a bug; then all goes on."""
     server = start(store=cluster.create_database())
     with server.client(server.create_key("tests")) as client:
         path = f"{V1}/conversations/{create_conversation(client, 'c')}/messages"
         assert client.post(path, json=message("before")).status_code == 200
-        cluster.stop("fast" if end == "fast" else "immediate")
+        cluster.stop()
         with _alive(server):
             _check_refused(client, path)
         cluster.start()
@@ -263,9 +262,10 @@ def test_a_server_that_hands_over_to_its_standby(cluster: Cluster, start: Callab
 
 # A server that stops where it may hold others up.
 
+# A transaction with a number has locked the account.
 _HELD = """
-    SELECT count(*) FROM pg_stat_activity
-    WHERE datname = current_database() AND application_name = 'turnlog' AND state = 'idle in transaction'
+    SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND application_name = 'turnlog'
+        AND state = 'idle in transaction' AND backend_xid IS NOT NULL
 """
 
 
