@@ -111,7 +111,8 @@ def test_the_first_difference_is_named_and_the_target_is_not_served(
     ((second,),) = change_rows(target, "SELECT id FROM message WHERE id = SECOND")
     change_rows(target, "UPDATE message SET text = text || '!' WHERE id >= SECOND AND text NOT LIKE 'keyed%'")
     done = copy(source, target)
-    assert refusal(done) == (
+    line = refusal(done)
+    assert line.startswith(
         f"turnlog: the copy is not the source: messages, account 'default': the message {second} at position 3 "
         "differs in text; the target stays closed"
     )

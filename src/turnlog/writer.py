@@ -40,11 +40,13 @@ class _Waiting(NamedTuple):
 class _Lane:
     """Writes that wait for each other: one batch of them is under way at a time."""
 
-    __slots__ = ("in_flight", "queue", "task")
+    __slots__ = ("chars", "in_flight", "queue", "rows", "task")
 
     def __init__(self) -> None:
         self.queue: deque[_Waiting] = deque()
         self.in_flight: list[_Waiting] = []
+        self.rows = 0
+        self.chars = 0
         self.task: asyncio.Task[None] | None = None
 
 
@@ -77,6 +79,9 @@ class Writer:
         self._loop = asyncio.get_running_loop()
         self._lanes: dict[Hashable, _Lane] = {}
         self._free = asyncio.Semaphore(store.parallel)
+        lanes_beside = 1 if store.parallel == 1 else 2
+        self._max_lane_rows = max_rows // lanes_beside
+        self._max_lane_chars = max_chars // lanes_beside
         self._watch: asyncio.TimerHandle | None = None
         self._failed = False
         self.queued_rows = 0
@@ -96,16 +101,21 @@ class Writer:
         if self._failed:
             raise OverloadedError("the store has failed and the server is restarting", retry_after_s=RETRY_AFTER_S)
         rows, chars = write.rows, write.chars
+        place = self._store.lane(write)
+        lane = self._lanes.get(place)
         full = self.queued_rows + rows > self._max_rows or self._queued_chars + chars > self._max_chars
+        if lane is not None:
+            # One lane that is held up must leave room for the others.
+            full |= lane.rows + rows > self._max_lane_rows or lane.chars + chars > self._max_lane_chars
         if full and self.queued_rows:  # alone in the queue, a write of any size is let in
             raise OverloadedError("the server is overloaded: the write queue is full", retry_after_s=RETRY_AFTER_S)
         answer: asyncio.Future[object] = self._loop.create_future()
-        place = self._store.lane(write)
-        lane = self._lanes.get(place)
         if lane is None:
             lane = self._lanes[place] = _Lane()
             lane.task = self._loop.create_task(self._run(place, lane))
         lane.queue.append(_Waiting(write, answer, self._now_s(), rows, chars))
+        lane.rows += rows
+        lane.chars += chars
         self.queued_rows += rows
         self._queued_chars += chars
         if self._watch is None:
@@ -122,28 +132,34 @@ class Writer:
             while lane.queue:
                 async with self._free:
                     if lane.queue:  # or all of it has expired meanwhile
-                        await self._commit(lane, self._next_batch(lane.queue))
+                        await self._commit(lane, self._next_batch(lane))
         finally:
+            while lane.queue:  # a bug let something through: nobody is left waiting
+                waiting = self._take(lane)
+                self._refuse([waiting], OverloadedError("the write was dropped", retry_after_s=RETRY_AFTER_S))
             del self._lanes[place]
             if not self._lanes and self._watch is not None:
                 self._watch.cancel()
                 self._watch = None
 
-    def _next_batch(self, queue: deque[_Waiting]) -> list[_Waiting]:
+    def _next_batch(self, lane: _Lane) -> list[_Waiting]:
+        queue = lane.queue
         rows = chars = 0
         batch: list[_Waiting] = []
         while queue and (
             not batch
             or (rows + queue[0].rows <= MAX_TRANSACTION_ROWS and chars + queue[0].chars <= MAX_TRANSACTION_CHARS)
         ):
-            waiting = self._take(queue)
+            waiting = self._take(lane)
             rows += waiting.rows
             chars += waiting.chars
             batch.append(waiting)
         return batch
 
-    def _take(self, queue: deque[_Waiting]) -> _Waiting:
-        waiting = queue.popleft()
+    def _take(self, lane: _Lane) -> _Waiting:
+        waiting = lane.queue.popleft()
+        lane.rows -= waiting.rows
+        lane.chars -= waiting.chars
         self.queued_rows -= waiting.rows
         self._queued_chars -= waiting.chars
         return waiting
@@ -200,6 +216,7 @@ class Writer:
             self._refuse(lane.in_flight, _unknown())
             self._refuse(list(lane.queue), _unknown())
             lane.queue.clear()
+            lane.rows = lane.chars = 0
         self.queued_rows = self._queued_chars = 0
         self._on_failure(failure)
 
@@ -211,7 +228,7 @@ class Writer:
                 if waiting.submitted_at < too_late and not waiting.answer.done():
                     waiting.answer.set_exception(_unknown())
             while lane.queue and lane.queue[0].submitted_at < too_late:
-                waiting = self._take(lane.queue)
+                waiting = self._take(lane)
                 if not waiting.answer.done():
                     waiting.answer.set_exception(
                         OverloadedError("the write waited too long and was dropped", retry_after_s=RETRY_AFTER_S)

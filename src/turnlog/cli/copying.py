@@ -48,7 +48,10 @@ def copy(source: str, target: str, verify: str, *, as_json: bool) -> None:
     _show(summary, as_json=as_json)
     for check in summary.checks:
         if check.difference is not None:
-            raise SettingError(f"the copy is not the source: {check.kind}, {check.difference}; the target stays closed")
+            raise SettingError(
+                f"the copy is not the source: {check.kind}, {check.difference}; the target stays closed: "
+                "take it away (drop the schema turnlog, or the file) and copy anew"
+            )
 
 
 async def _copy(source_url: str, target_url: str, display: _Display, *, whole: bool, as_json: bool) -> Summary:

@@ -42,7 +42,7 @@ def public_operations(
 
     async def readyz(_context: Context, _request: Request) -> Response:
         if not await is_healthy():
-            raise OverloadedError("not ready: the store does not answer", retry_after_s=1)
+            raise OverloadedError("not ready: the store does not answer, or cannot record", retry_after_s=1)
         return Response(b'{"status":"ready"}')
 
     async def show_metrics(_context: Context, _request: Request) -> Response:

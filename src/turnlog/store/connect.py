@@ -31,11 +31,14 @@ def shown(url: str) -> str:
             return address.parse(url).shown
     except SettingError:
         pass  # what cannot be read is shown with less in it
-    return re.sub(r"//[^/]*@|(?<=password=)[^&]*", lambda match: "//…@" if match[0].startswith("//") else "…", url)
+    # Greedy: an unescaped password may hold whatever else has a meaning in a URL.
+    return re.sub(r"(?<=password=)[^&]*", "…", re.sub(r":.*@", ":…@", url))
 
 
 def is_shared(url: str) -> bool:
-    """Whether several processes may record in the store at once."""
+    """Whether several processes may record in the store at once. Raises SettingError where it is no store's URL."""
+    if not _is_postgres(url) and not url.startswith(_SQLITE):
+        raise SettingError(f"the store {shown(url)!r} is not a store's URL: expected {_EXPECTED}")
     return _is_postgres(url)
 
 

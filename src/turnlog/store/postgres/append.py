@@ -33,6 +33,10 @@ if TYPE_CHECKING:
 _state = msgspec.json.Decoder(Conversation).decode
 
 
+_STILL_GOOD = 2**62
+"""A time behind every other: such a key has not come to its end, whatever this node's clock says."""
+
+
 class _Group(NamedTuple):
     """What a batch asks of one account, and where in the batch it stood."""
 
@@ -68,7 +72,7 @@ class Appender:
         if not done or not await self._in_one_statement(connection, groups[0], outcomes):
             await self._in_transaction(connection, groups, outcomes, again=again)
             for place, write in forgetting:
-                outcomes[place] = await _forget_keys(connection, write)
+                outcomes[place] = await _forget_keys(connection, write, self._ttl_us)
         return [outcomes[place] for place in range(len(writes))]
 
     def _plan(self, known: Known) -> Plan:
@@ -142,8 +146,11 @@ class Appender:
         if wanted.external_ids:
             known.conversations = await _conversations(connection, account, wanted.external_ids)
         if wanted.keys:
-            rows = await connection.fetch(sql.SELECT_KEYS, account, wanted.keys)
-            known.keys = {key: UsedKey(print_, ids.split(" "), at) for key, print_, ids, at in rows}
+            rows = await connection.fetch(sql.SELECT_KEYS, account, wanted.keys, self._ttl_us)
+            known.keys = {
+                key: UsedKey(print_, ids.split(" "), _STILL_GOOD if lives else at)
+                for key, print_, ids, at, lives in rows
+            }
         if wanted.repeats:
             known.recorded = await _recorded(connection, account, wanted.repeats, known)
         return known
@@ -202,7 +209,8 @@ async def _put(connection: Connection, group: _Group, known: Known) -> dict[int,
     return {
         place: conversation.id
         for place, write, number, conversation in puts
-        if any(merged(then, write.conversation) == then for then in states.get((number, write.created_at), ()))
+        if write.conversation.id in (None, conversation.id)
+        and any(merged(then, write.conversation) == then for then in states.get((number, write.created_at), ()))
     }
 
 
@@ -259,13 +267,13 @@ async def _store(connection: Connection, account: int, plan: Plan) -> None:
         await connection.execute(sql.INSERT_AUTHENTICATION, account, *_fact_values(number, fact, created_at))
 
 
-async def _forget_keys(connection: Connection, write: ForgetIdempotency) -> int:
-    found = await connection.fetch(sql.FIND_OLD_KEYS, write.before, write.limit)
+async def _forget_keys(connection: Connection, write: ForgetIdempotency, ttl_us: int) -> int:
+    found = await connection.fetch(sql.FIND_OLD_KEYS, write.before, write.limit, ttl_us)
     old: dict[int, list[str]] = {}
     for account, key in found:
         old.setdefault(account, []).append(key)
     count = 0
     for account in sorted(old):
-        done = await connection.execute(sql.FORGET_KEYS, account, sorted(old[account]), write.before)
+        done = await connection.execute(sql.FORGET_KEYS, account, sorted(old[account]), write.before, ttl_us)
         count += int(done.rpartition(" ")[2])
     return count

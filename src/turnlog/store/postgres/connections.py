@@ -42,6 +42,7 @@ _SESSION = {
     "idle_in_transaction_session_timeout": str(_IDLE_IN_TRANSACTION_MS),
     # Every statement goes through an index, whatever the statistics of a young table say; then one plan fits all.
     "enable_seqscan": "off",
+    "enable_bitmapscan": "off",
     "plan_cache_mode": "force_generic_plan",
     "jit": "off",
 }
@@ -121,7 +122,8 @@ def _said(error: BaseException) -> str:
 class Connections:
     """At most ``size`` connections to one database. ``check`` sees each new one before it is used.
 
-    A statement waits up to ``lock_timeout_s`` for another node's transaction, and raises ConflictError then.
+    A statement waits up to ``lock_timeout_s`` for another node's transaction, and raises ConflictError then. For
+    ``reading``, a primary that may not be written to will do where no server may.
     """
 
     def __init__(
@@ -131,8 +133,10 @@ class Connections:
         size: int = 1,
         lock_timeout_s: float = 5.0,
         check: Callable[[Connection], Awaitable[None]] | None = None,
+        reading: bool = False,
     ) -> None:
         self._address = address
+        self._reading = reading
         self._session = _SESSION | {"lock_timeout": str(max(1, round(lock_timeout_s * 1000)))}
         self._check = check
         self._loop = asyncio.get_running_loop()
@@ -161,7 +165,7 @@ class Connections:
 
         Raises StoreUnavailableError where there is none, ConflictError and LostError for what happens inside.
         """
-        if self._loop.time() < self._closed_until:
+        if self._loop.time() < self._closed_until and not self._pool.get_idle_size():
             raise StoreUnavailableError(self._why)
         try:
             connection = await self._pool.acquire(timeout=_FREE_WITHIN_S)
@@ -223,6 +227,20 @@ class Connections:
             raise
         return connection
 
+    @asynccontextmanager
+    async def alone(self, limit_s: float) -> AsyncIterator[Connection]:
+        """A connection of its own, not checked, and cut off after ``limit_s``. Raises as ``connect`` does."""
+        connection = await self.connect()
+        timer = self._loop.call_later(limit_s, connection.terminate)
+        try:
+            with _translated():
+                yield connection
+        except (LostError, ConflictError) as error:
+            raise self._failed(str(error)) from error
+        finally:
+            timer.cancel()
+            connection.terminate()
+
     async def connect(self, **options: Any) -> Connection:
         """A connection of its own to the writable server. Raises StoreUnavailableError, SettingError."""
         try:
@@ -247,7 +265,15 @@ class Connections:
         return StoreUnavailableError(self._why)
 
     async def _to_writable(self, options: dict[str, Any]) -> Connection:
-        """Asks all hosts at once, so that a dead one costs nothing, and keeps the first that may be written to."""
+        try:
+            return await self._first(options)
+        except asyncpg.TargetServerAttributeNotMatched:
+            if not self._reading:
+                raise
+        return await self._first({**options, "target_session_attrs": "primary"})
+
+    async def _first(self, options: dict[str, Any]) -> Connection:
+        """Asks all hosts at once, so that a dead one costs nothing, and keeps the first that is as wanted."""
         attempts = [
             asyncio.ensure_future(asyncpg.connect(url, server_settings=self._session, **options))
             for url in self._address.urls
@@ -267,7 +293,8 @@ class Connections:
             for attempt in attempts:
                 attempt.cancel()
                 attempt.add_done_callback(_discard)
-        raise next((error for error in errors if isinstance(error, _MISCONFIGURED)), errors[-1])
+        told = (*_MISCONFIGURED, asyncpg.TargetServerAttributeNotMatched)
+        raise next((error for kind in told for error in errors if isinstance(error, kind)), errors[-1])
 
     async def close(self) -> None:
         """Close every connection, politely where they listen."""

@@ -32,14 +32,19 @@ _REVOKE = "UPDATE turnlog.api_key SET revoked_at = $3 WHERE account = $1 AND id 
 _END_SECRETS = """
     UPDATE turnlog.api_secret SET expires_at = least(expires_at, $3) WHERE account = $1 AND key = $2
 """
-_VERSION = "SELECT version, current_setting('fsync') = 'on' AS fsync FROM turnlog.keys_version"
+_VERSION = """
+    SELECT version, current_setting('fsync') = 'on' AS fsync,
+        current_setting('transaction_read_only') = 'off' AND has_table_privilege('turnlog.message', 'INSERT') AS records
+    FROM turnlog.keys_version
+"""
 
 
 class Version(NamedTuple):
-    """Of the keys; and whether the server still syncs what it writes."""
+    """Of the keys; whether the server still syncs what it writes, and lets us write."""
 
     version: int
     fsync: bool
+    records: bool
 
 
 async def version(connection: Connection) -> Version:

@@ -61,17 +61,23 @@ def newest() -> int:
 
 async def look(connection: Connection, shown: str) -> State:
     """What the database holds. Raises SettingError where this program cannot work with it, ever."""
-    server = await connection.fetchrow(_SERVER)
+    try:
+        server = await connection.fetchrow(_SERVER)
+        row = await connection.fetchrow(_VERSION) if server["has_version"] else None
+    except asyncpg.InsufficientPrivilegeError as error:
+        raise SettingError(
+            f"the store {shown}: its role may not read the tables ({error}): grant it USAGE on the schema turnlog, and "
+            "SELECT, INSERT, UPDATE and DELETE on the tables in it"
+        ) from error
     if server["server"] < OLDEST_SERVER:
         raise SettingError(f"the store {shown}: PostgreSQL {OLDEST_SERVER // 10000} or newer is needed")
     if server["encoding"] != "UTF8":
         raise SettingError(f"the store {shown}: the database has the encoding {server['encoding']}, and UTF8 is needed")
     fsync = server["fsync"] == "on"
-    if not server["has_version"]:
+    if row is None:
         if server["has_schema"]:
             raise SettingError(f"the store {shown}: the database has a schema named turnlog that is not a store")
         return State(0, 0, None, fsync, server["place"])
-    row = await connection.fetchrow(_VERSION)
     state = State(row["version"], row["oldest_program"], row["source"], fsync, server["place"])
     if state.oldest_program > newest():
         raise SettingError(
@@ -87,13 +93,7 @@ async def migrate(connection: Connection, shown: str) -> tuple[int, int]:
     Killed at any instant, it is at one whole version or the next. Raises SettingError as ``look`` does, and where the
     role may not.
     """
-    try:
-        first = (await look(connection, shown)).version
-    except asyncpg.InsufficientPrivilegeError as error:
-        raise SettingError(
-            f"the store {shown}: its role may not read the tables ({error}): grant it USAGE on the schema turnlog, and "
-            "SELECT, INSERT, UPDATE and DELETE on the tables in it"
-        ) from error
+    first = (await look(connection, shown)).version
     try:
         for number, sql in migrations():
             if number > first and not await _apply(connection, number, sql):

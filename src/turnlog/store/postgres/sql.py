@@ -34,9 +34,12 @@ INSERT_MESSAGES = """
     SELECT $1, new.* FROM unnest($2::bigint[], $3::bigint[], $4::text[], $5::smallint[], $6::text[], $7::bigint[],
         $8::bigint[], $9::text[]) AS new
 """
-SELECT_KEYS = """
-    SELECT key, fingerprint, ids, created_at FROM turnlog.idempotency WHERE account = $1 AND key = ANY($2)
-"""
+# The clock of the database, which is one for all nodes: a node whose clock runs ahead must not end a key's time.
+_NOW_US = "(extract(epoch FROM clock_timestamp()) * 1000000)::bigint"
+SELECT_KEYS = f"""
+    SELECT key, fingerprint, ids, created_at, created_at > {_NOW_US} - $3 AS lives
+    FROM turnlog.idempotency WHERE account = $1 AND key = ANY($2)
+"""  # noqa: S608
 INSERT_KEYS = """
     INSERT INTO turnlog.idempotency AS stored (account, key, fingerprint, ids, created_at)
     SELECT $1, new.* FROM unnest($2::text[], $3::bytea[], $4::text[], $5::bigint[]) AS new
@@ -82,10 +85,14 @@ FIND_AUTHENTICATIONS = """
     WHERE account = $1 AND created_at = ANY($2)
         AND number > (SELECT max(number) - 1000000 FROM turnlog.authentication WHERE account = $1)
 """
-FIND_OLD_KEYS = """
+FIND_OLD_KEYS = f"""
     SELECT old.account, old.key FROM turnlog.account AS a CROSS JOIN LATERAL (
         SELECT account, key, created_at FROM turnlog.idempotency AS i
-        WHERE i.account = a.account AND i.created_at < $1 ORDER BY i.created_at LIMIT $2
+        WHERE i.account = a.account AND i.created_at < least($1, {_NOW_US} - $3)
+        ORDER BY i.created_at LIMIT $2
     ) AS old ORDER BY old.created_at LIMIT $2
-"""
-FORGET_KEYS = "DELETE FROM turnlog.idempotency WHERE account = $1 AND key = ANY($2) AND created_at < $3"
+"""  # noqa: S608
+FORGET_KEYS = f"""
+    DELETE FROM turnlog.idempotency
+    WHERE account = $1 AND key = ANY($2) AND created_at < least($3, {_NOW_US} - $4)
+"""  # noqa: S608

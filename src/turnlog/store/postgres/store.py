@@ -29,10 +29,11 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 RECORDING = 4
-READING = 4
-"""Connections of each kind to the database, at most."""
+READING = 3
+"""Connections of each kind to the database, at most; one more is for keys and health, so that no reader delays them."""
 _CHECK_S = 1.0
 _READ_S = 5.0
+_MIGRATION_S = 3600.0
 _RESOLVE_S = 1.0
 """How long a batch whose connection was lost is tried again before its callers hear that the outcome is unknown."""
 _RESOLVE_PAUSE_S = 0.05
@@ -59,12 +60,13 @@ class PostgresStore:
         lock_s = deadline_s / (CONFLICTS + 2)
         check = self._check_connection
         self._recording = Connections(address, size=RECORDING, lock_timeout_s=lock_s, check=check)
-        self._reading = Connections(address, size=READING, lock_timeout_s=_READ_S, check=check)
-        self._accounts = Accounts()
-        self._appender = Appender(self._accounts, idempotency_ttl_us=idempotency_ttl_us)
-        self._reads = Reads(self._accounts)
+        self._reading = Connections(address, size=READING, check=check, reading=True)
+        self._watching = Connections(address, check=check, reading=True)
+        self._ttl_us = idempotency_ttl_us
+        self._begin_anew()
         self._failure: BaseException | None = None
         self._unsafe = ""
+        self._records = True
         self._place = ""
         self._moves = 0
         self._migration: asyncio.Task[None] | None = None
@@ -74,22 +76,30 @@ class PostgresStore:
 
         Raises SettingError where the database cannot be used.
         """
-        await self._recording.open()
-        await self._reading.open()
+        for connections in (self._recording, self._reading, self._watching):
+            await connections.open()
         try:
             await self._migrate()
         except StoreUnavailableError as error:
             _log.warning("store_not_reachable_yet", store=self._address.shown, error=str(error))
 
+    def _begin_anew(self) -> None:
+        """With nothing remembered; what is under way goes on with what it has."""
+        accounts = Accounts()
+        self._appender = Appender(accounts, idempotency_ttl_us=self._ttl_us)
+        self._reads = Reads(accounts)
+
     async def _migrate(self) -> None:
-        connection = await self._recording.connect()
-        try:
-            before, after = await migrate.migrate(connection, self._address.shown)
-            if before != after:
-                _log.info("migrated", store=self._address.shown, before=before, after=after)
-            await self._check_connection(connection)
-        finally:
-            connection.terminate()
+        async with self._recording.alone(_READ_S) as connection:
+            behind = (await migrate.look(connection, self._address.shown)).version < migrate.newest()
+            if not behind:
+                await self._check_connection(connection)
+        if behind:
+            async with self._recording.alone(_MIGRATION_S) as connection:
+                before, after = await migrate.migrate(connection, self._address.shown)
+                if before != after:
+                    _log.info("migrated", store=self._address.shown, before=before, after=after)
+                await self._check_connection(connection)
 
     async def _check_connection(self, connection: Connection) -> None:
         """Each new connection may lead to another server than the last one did."""
@@ -123,9 +133,9 @@ class PostgresStore:
             return
         if self._place:
             self._moves += 1
-            self._accounts.forget()
-            await self._recording.expire()
-            await self._reading.expire()
+            self._begin_anew()
+            for connections in (self._recording, self._reading, self._watching):
+                await connections.expire()
         self._place = place
 
     def _note_fsync(self, *, fsync: bool) -> None:
@@ -189,11 +199,16 @@ class PostgresStore:
 
     # Reading.
 
-    async def _read(self, work: Callable[[Connection], Awaitable[T]], limit_s: float = _READ_S) -> T:
+    async def _read(
+        self,
+        work: Callable[[Connection], Awaitable[T]],
+        limit_s: float = _READ_S,
+        connections: Connections | None = None,
+    ) -> T:
         """What ``work`` finds; a second time where the connection was lost, as after a restart of the server."""
         for last in (False, True):
             try:
-                async with self._reading.use(limit_s) as connection:
+                async with (connections or self._reading).use(limit_s) as connection:
                     return await work(connection)
             except (LostError, ConflictError) as error:
                 if last:
@@ -235,9 +250,10 @@ class PostgresStore:
 
     async def check(self) -> None:
         """See protocol.Reader."""
-        found = await self._read(keys.version, _CHECK_S)
-        self._note_fsync(fsync=found.fsync)
+        await self.keys_version()
         self._refuse_where_unsafe()
+        if not self._records:
+            raise StoreUnavailableError("the database may not be written to, or not by this role")
 
     async def health(self) -> Health:
         """See protocol.Reader."""
@@ -248,13 +264,16 @@ class PostgresStore:
 
     async def keys_version(self) -> int:
         """See protocol.KeyStore."""
-        found = await self._read(keys.version, _CHECK_S)
+        found = await self._read(keys.version, _CHECK_S, self._watching)
         self._note_fsync(fsync=found.fsync)
+        self._records = found.records
+        if not found.records:
+            await self._watching.expire()  # another server may be the primary by now
         return found.version + (self._moves << 48)  # another database may have come to the same number on its own
 
     async def keys(self) -> list[KeyRecord]:
         """See protocol.KeyStore."""
-        return await self._read(keys.keys)
+        return await self._read(keys.keys, connections=self._watching)
 
     async def add_key(self, record: KeyRecord) -> None:
         """See protocol.KeyStore."""
@@ -270,7 +289,7 @@ class PostgresStore:
 
     async def _change(self, work: Callable[[Connection], Awaitable[Any]]) -> None:
         try:
-            async with self._reading.use(_READ_S) as connection:
+            async with self._watching.use(_READ_S) as connection:
                 await work(connection)
         except (LostError, ConflictError) as error:
             raise StoreUncertainError(f"whether the key was changed is unknown: {error}") from error
@@ -279,8 +298,8 @@ class PostgresStore:
         """See protocol.Store."""
         if self._migration is not None:
             self._migration.cancel()
-        await self._recording.close()
-        await self._reading.close()
+        for connections in (self._recording, self._reading, self._watching):
+            await connections.close()
 
 
 async def open_store(address: Address, *, idempotency_ttl_us: int, deadline_s: float) -> PostgresStore:
@@ -297,12 +316,8 @@ async def open_store(address: Address, *, idempotency_ttl_us: int, deadline_s: f
 @asynccontextmanager
 async def open_keys(address: Address, *, create: bool = False) -> AsyncIterator[PostgresStore]:
     """Open the database for its keys. Raises SettingError; StoreUnavailableError where no server answers."""
-    connections = Connections(address)
-    connection = await connections.connect()
-    try:
+    async with Connections(address).alone(_READ_S) as connection:
         state = await migrate.look(connection, address.shown)
-    finally:
-        connection.terminate()
     if not create and state.version == 0:
         raise SettingError(f"there is no store at {address.shown}")
     store = await open_store(address, idempotency_ttl_us=0, deadline_s=_READ_S)
@@ -314,8 +329,5 @@ async def open_keys(address: Address, *, create: bool = False) -> AsyncIterator[
 
 async def migrate_store(address: Address) -> tuple[int, int]:
     """Bring the database to this program's schema: its number before and after. Raises as ``open_keys``."""
-    connection = await Connections(address).connect()
-    try:
+    async with Connections(address).alone(_MIGRATION_S) as connection:
         return await migrate.migrate(connection, address.shown)
-    finally:
-        connection.terminate()

@@ -184,12 +184,9 @@ async def open_source(address: Address) -> PostgresSource:
     half a copy itself; StoreUnavailableError where no server answers.
     """
     connections = Connections(address, check=_prepare)
-    connection = await connections.connect()
-    try:
+    async with _opening(connections, address) as connection:
         state = await migrate.look(connection, address.shown)
         identity = await _identity(connection)
-    finally:
-        connection.terminate()
     if state.version == 0:
         raise SettingError(f"there is no store at {address.shown}")
     if state.version < migrate.newest():
@@ -208,21 +205,30 @@ async def open_target(address: Address, source: Source) -> PostgresTarget:
     PostgresStore.start does; half a copy is welcome. StoreUnavailableError where no server answers.
     """
     connections = Connections(address, lock_timeout_s=_LOCK_TIMEOUT_S, check=_lock)
-    connection = await connections.connect()
-    try:
+    async with _opening(connections, address) as connection:
         identity = await _identity(connection)
         if identity == source.identity:
             raise SettingError(f"--from and --to are one store: {source.shown}")
-        await _lock(connection)
+        try:
+            await _lock(connection)
+        except asyncpg.LockNotAvailableError:
+            raise SettingError(f"another copy into the store {address.shown} is under way") from None
         await _refuse_served(connection, address.shown)
         await migrate.migrate(connection, address.shown)
-    except asyncpg.LockNotAvailableError:
-        raise SettingError(f"another copy into the store {address.shown} is under way") from None
-    finally:
-        # Ended in order: the server then has let go of the lock before the next session asks for it.
-        await connection.close()
     await connections.open()
     return PostgresTarget(address, connections, identity)
+
+
+@asynccontextmanager
+async def _opening(connections: Connections, address: Address) -> AsyncIterator[Connection]:
+    """A connection of its own for looking the database over. Raises StoreUnavailableError where that fails."""
+    connection = await connections.connect()
+    try:
+        yield connection
+    except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
+        raise StoreUnavailableError(f"the store {address.shown}: {error}") from error
+    finally:
+        connection.terminate()
 
 
 async def _identity(connection: Connection) -> Hashable:
