@@ -211,7 +211,9 @@ def main() -> None:
     arguments = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     results: dict[str, Result] = {}
-    with PatroniCluster(keep=arguments.keep) as cluster:
+    keep = arguments.keep and arguments.keep.resolve()
+    # In the cluster's folder, so that what is started here ends with it, too, if this process is killed.
+    with PatroniCluster(keep) as cluster, contextlib.chdir(cluster.folder):
         show_machine(cluster.folder)
         owner, *urls = cluster.page.urls()
         migrated = run_cli("migrate", "--store", owner)

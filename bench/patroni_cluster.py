@@ -167,7 +167,7 @@ class PatroniCluster:
         port = self.require_primary().ports["5432"]
         address = ["-h", "127.0.0.1", "-p", str(port), "-U", "postgres", "-d", "postgres"]
         subprocess.run(
-            ["psql", "-Xq", "-v", "ON_ERROR_STOP=1", *address],
+            [f"{programs()['postgresql']}/psql", "-Xq", "-v", "ON_ERROR_STOP=1", *address],
             env={"PGPASSWORD": self.page.passwords["superuser"], "PATH": "/usr/bin:/bin"},
             input=text,
             text=True,

@@ -6,6 +6,7 @@ What depends on ``store_kind``, through whatever fixture, runs once for each kin
 from __future__ import annotations
 
 import itertools
+import signal
 from typing import TYPE_CHECKING
 
 import pytest
@@ -22,6 +23,12 @@ if TYPE_CHECKING:
 
     from tests.postgres import Cluster
     from tests.stores import Stores
+
+
+def pytest_configure() -> None:
+    """Started in the background, a run ignores Ctrl-C, and so would every program that it starts and interrupts."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

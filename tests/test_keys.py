@@ -167,13 +167,23 @@ def test_bad_input_is_one_line_and_a_status(server: Server, arguments: tuple[str
 @pytest.mark.parametrize(
     ("url", "command"),
     [("sqlite:////nowhere/turnlog.db", command) for command in (("list",), ("revoke", "k"), ("rotate", "k"))]
-    + [(url, ("list",)) for url in ("sqlite:///", "sqlite:////", "postgres://x", "turnlog.db")],
+    + [(url, ("list",)) for url in ("sqlite:///", "sqlite:////", "mysql://x", "turnlog.db")],
 )
 def test_a_store_that_is_not_there_is_one_line(url: str, command: tuple[str, ...]) -> None:
     """A key command other than ``create`` makes no store, and names the one that it was given."""
     done = run_cli("keys", *command, "--store", url)
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1)
     assert url.removeprefix("sqlite:///") in done.stderr
+
+
+@pytest.mark.postgresql_only("a file has no server that could be away")
+@pytest.mark.parametrize("command", [("list",), ("create", "k"), ("revoke", "k"), ("rotate", "k")], ids=" ".join)
+def test_a_database_that_is_not_there_is_one_line(command: tuple[str, ...]) -> None:
+    """It is named, its password is not."""
+    done = run_cli("keys", *command, "--store", "postgresql://someone:canary@127.0.0.1:1/nowhere")
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1)
+    assert "127.0.0.1:1/nowhere" in done.stderr
+    assert "canary" not in done.stderr
 
 
 # 401-01.
