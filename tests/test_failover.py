@@ -59,5 +59,6 @@ def test_a_standby_takes_over_under_load(cluster: Cluster, course: str) -> None:
     )
     assert figures.problems == []
     assert log_problems(standby.url(database)) == []
-    assert figures.retried or resolved, "invalid run: the failure hit no busy moment"
+    doubted = figures.codes["503-02"]  # also of requests without a key, which are not sent again
+    assert figures.retried or resolved or doubted, "invalid run: the failure hit no busy moment"
     assert {code for code in figures.codes if code[0] == "5"} <= {"503-01", "503-02"}

@@ -184,7 +184,8 @@ def test_what_was_acknowledged_survives_kill_9_under_load(cluster: Cluster, vict
     )
     assert figures.problems == []
     assert log_problems(url) == []
-    assert figures.retried or resolved, "invalid run: no kill hit a busy moment"
+    doubted = figures.codes["503-02"] + figures.cut  # also of requests without a key, which are not sent again
+    assert figures.retried or resolved or doubted, "invalid run: no kill hit a busy moment"
 
 
 # P10: the log is gap-free and in commit order for whoever reads it, wherever.
