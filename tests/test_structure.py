@@ -55,7 +55,6 @@ WALLS = (
 
 # Third-party libraries and their one home; ``None`` is anywhere. One that is not here is not allowed at all.
 HOMES: dict[str, tuple[str, ...] | None] = {
-    "uvicorn": ("turnlog.http",),
     "httptools": ("turnlog.http",),
     "uvloop": ("turnlog.cli.serve",),
     "apsw": ("turnlog.store.sqlite",),

@@ -24,7 +24,7 @@ from turnlog.http.bodies import BodyReader
 from turnlog.http.intake import Shares
 from turnlog.http.operations import OPERATIONS, Context
 from turnlog.http.public import public_operations
-from turnlog.http.server import BACKLOG, Share, make_server, open_connections
+from turnlog.http.server import BACKLOG, Share, make_server
 from turnlog.ids import Ulids
 from turnlog.keyring import Keyring
 from turnlog.metrics import Metrics
@@ -169,7 +169,7 @@ async def _serve(
 
     def fail(failure: BaseException) -> None:  # not before the first batch, and by then there is a server
         if not failures:
-            server.should_exit = True
+            server.stop()
             _log.error("store_failed", error=str(failure))
         failures.append(failure)
 
@@ -194,14 +194,14 @@ async def _serve(
     else:
         server = _join(member, make_server(app, config, ids.new, metrics, member.worker.ready, member.share), metrics)
     metrics.gauge("turnlog_queue_rows", "Messages waiting for a transaction.", lambda: writer.queued_rows)
-    metrics.gauge("turnlog_open_connections", "Open connections.", lambda: open_connections(server))
+    metrics.gauge("turnlog_open_connections", "Open connections.", lambda: server.open_connections)
     background = [
         asyncio.create_task(keyring.follow(store, asyncio.sleep)),
         asyncio.create_task(service.forget_idempotency(config.idempotency_hours * _US_PER_HOUR, asyncio.sleep)),
         asyncio.create_task(_watch(store, fail)),
     ]
     _tune_collector()
-    await server.serve(sockets=[listener])
+    await server.serve(listener)
     for task in background:
         task.cancel()
     await asyncio.gather(*background, return_exceptions=True)
@@ -217,7 +217,7 @@ def _join(member: _Member, server: Server, metrics: Metrics) -> Server:
     def orphaned() -> None:
         loop.remove_reader(member.worker.lifeline)
         _log.error("parent_gone")
-        server.should_exit = True
+        server.stop()
 
     loop.add_reader(member.worker.lifeline, orphaned)
     member.peers.answer(metrics.tell)

@@ -1,40 +1,39 @@
-"""HTTP/1.1 below the application: uvicorn's httptools protocol, with the limits, deadlines and envelope it lacks.
+"""HTTP/1.1 on a connection: httptools parses, the application answers; limits, order and refusals are kept here.
 
-uvicorn bounds neither the head of a request nor the time that a client may take over it, and answers what it cannot
-parse with plain text. Everything added here costs nothing on the way of an ordinary request, whose head and body
-arrive together: timers start only where something is missing.
+A request that has arrived whole is carried out in the same turn of the event loop (``steps.py``), so that its way to
+the store and back costs no task, no event and no copy of its head: the hot path goes from ``data_received`` through
+``on_message_complete`` and ``App.answer`` to one ``write``.
 """
 
 from __future__ import annotations
 
-import asyncio
 import re
-from typing import TYPE_CHECKING, Any
-from urllib.parse import unquote
+from collections import deque
+from typing import TYPE_CHECKING
 
 import httptools
 import structlog
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from turnlog.errors import (
     Error,
-    HeadersTooLargeError,
     MalformedParameterError,
     MethodNotAllowedError,
     OverloadedError,
     RequestTimeoutError,
-    TargetTooLongError,
 )
-from turnlog.http.cycle import EXTENSIONS, Cycle
-from turnlog.http.responses import error_response, rendered
+from turnlog.http.connection import Connection
+from turnlog.http.heads import check_head, headers_too_large, target_too_long
+from turnlog.http.requests import Request
+from turnlog.http.responses import error_response, stream_head, whole_answer
+from turnlog.http.steps import Steps
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    import asyncio
+    from collections.abc import AsyncIterator
 
-    from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
-
-    from turnlog.config import Config
-    from turnlog.metrics import Metrics
+    from turnlog.http.app import App
+    from turnlog.http.responses import Header, Response
+    from turnlog.http.server import Traffic
 
 _log = structlog.get_logger()
 
@@ -44,8 +43,8 @@ MAX_FRAMING_BYTES = 1024 * 1024
 """What a chunked body may take beside its bytes: sizes of chunks, and trailers, which the parser keeps until whole."""
 MAX_UNREAD_BYTES = 16 * 1024 * 1024
 """What is still taken of a body that was refused, so that its sender gets to read the answer."""
-LINGER_S = 2.0
-"""How long a refused connection is kept for its peer to read the answer."""
+MAX_BEGUN_IN_A_TURN = 8
+"""How many pipelined requests of one connection are begun before the others have their turn."""
 _METHODS = "GET, HEAD, OPTIONS, POST"
 _REQUEST_LINE = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+ /[^ ]* HTTP/1\.[01]\r\n")
 UNPARSED = "unparsed"
@@ -56,16 +55,18 @@ def _malformed() -> Error:
     return MalformedParameterError("not a well-formed HTTP/1.1 request")
 
 
-class Protocol(HttpToolsProtocol):
-    """One connection. ``limits``, ``new_id`` and ``metrics`` are set by ``protocol_class``."""
+class Protocol(Connection):
+    """One connection that speaks HTTP/1.1."""
 
-    limits: Config
-    new_id: Callable[[], str]
-    metrics: Metrics
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.url = b""
+    def __init__(self, app: App, traffic: Traffic, loop: asyncio.AbstractEventLoop) -> None:
+        super().__init__(traffic.limits, loop)
+        self._app = app
+        self._traffic = traffic
+        self._parser = httptools.HttpRequestParser(self)
+        # What follows the last request of a connection is refused where it is looked at, not by the parser.
+        self._parser.set_dangerous_leniencies(lenient_data_after_close=True)
+        self._url = b""
+        self._headers: list[Header] = []
         self._in_head = True
         self._new_head = False
         self._head_bytes = 0
@@ -73,81 +74,81 @@ class Protocol(HttpToolsProtocol):
         self._unread_bytes = 0
         self._wire_bytes = 0
         self._body_bytes = 0
-        self._refusal: Error | None = None
-        self._refused = False
-        self._arrival: asyncio.TimerHandle | None = None
-        self._arrival_bytes = 0
-        self._slow_reader: asyncio.TimerHandle | None = None
-        self._unsent_bytes = 0
-        self._linger: asyncio.TimerHandle | None = None
         self._first_line = b""
         self._unparsed_body_bytes = 0
+        self._newest: Request | None = None
+        self._due: deque[Request] = deque()
+        """Requests without an answer, oldest first; only the first is ever under way."""
+        self._begun_in_turn = 0
+        self._going_on = False
+        self._reading_paused = False
+        self._continued: Request | None = None
+        self._refusal: Error | None = None
+        self._refused = False
 
     # The connection.
 
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override] # a stream's
         """Take a connection, or turn it away where there are too many."""
         super().connection_made(transport)
-        if len(self.connections) > self.limits.max_connections:
+        connections = self._traffic.connections
+        connections.add(self)
+        if len(connections) > self.limits.max_connections:
             self._refuse(OverloadedError("too many connections", retry_after_s=1))
             return
-        self._expect_more(self.limits.header_timeout_s)
+        self.expect_more(self.limits.header_timeout_s)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Forget the connection and its timers."""
-        self._arrived()
-        for timer in (self._slow_reader, self._linger):
-            if timer is not None:
-                timer.cancel()
+        """Forget the connection; whoever answers it hears of it."""
         super().connection_lost(exc)
+        self._traffic.connections.discard(self)
+        for request in self._due:
+            request.lose()
+        self._due.clear()
 
     def data_received(self, data: bytes) -> None:
         """Parse what came, unless the connection is only waiting for its last answer to be read."""
         if self._refused:
             return
-        self._unset_keepalive_if_required()
         if self._in_head:
             self._head_bytes += len(data)
             self._first_line = data
-        elif self.cycle.response_complete:
+        elif self._newest is not None and self._newest.answered:
             self._unread_bytes += len(data)
             if self._unread_bytes > MAX_UNREAD_BYTES:
                 self.transport.abort()
                 return
-        self._arrival_bytes += len(data)
+        self.arriving(len(data))
         self._new_head = False
+        self._begun_in_turn = 0
         self._feed(data)
         if self._in_head:
             # The parser reports a head when it is whole: one that never ends is counted here.
-            if len(self.url) > self.limits.max_target_bytes:
-                self._refuse(self._target_too_long())
+            if len(self._url) > self.limits.max_target_bytes:
+                self._refuse(target_too_long(self.limits))
             elif self._head_bytes > self.limits.max_target_bytes + self.limits.max_header_bytes:
-                self._refuse(self._headers_too_large())
+                self._refuse(headers_too_large(self.limits))
             elif self._head_bytes and not self._refused:
-                self._expect_more(self.limits.header_timeout_s)
+                self.expect_more(self.limits.header_timeout_s)
         elif not self._body_complete:
             if not self._new_head:  # else this piece has heads and other bodies in it, too
                 self._bound_framing(len(data))
-            self._expect_more(self.limits.body_timeout_s)
+            self.expect_more(self.limits.body_timeout_s)
+            self._go_on()
 
     def _bound_framing(self, count: int) -> None:
         """What is no body (sizes of chunks, trailers) is bounded, and trailers are dropped."""
-        self.headers = []
+        self._headers = []
         self._wire_bytes += count
         if self._wire_bytes - self._body_bytes > MAX_FRAMING_BYTES:
             self._refuse(MalformedParameterError(f"over {MAX_FRAMING_BYTES} bytes of chunk sizes and trailers"))
-
-    def on_body(self, body: bytes) -> None:
-        """A part of the body came."""
-        self._body_bytes += len(body)
-        super().on_body(body)
 
     def _feed(self, data: bytes) -> None:
         if self._unparsed_body_bytes:
             self._take_unparsed_body(data)
             return
         try:
-            self.parser.feed_data(data)
+            self._parser.feed_data(data)
         except httptools.HttpParserInvalidMethodError:
             if _REQUEST_LINE.match(self._first_line):
                 self._refuse(MethodNotAllowedError(f"this server knows no such method: it offers {_METHODS}", _METHODS))
@@ -167,80 +168,92 @@ class Protocol(HttpToolsProtocol):
             if not self._unparsed_body_bytes:
                 self.on_message_complete()
 
-    def eof_received(self) -> bool:  # type: ignore[override] # uvicorn gives None, asyncio takes either
+    def eof_received(self) -> bool:
         """The peer sends no more: what is due to it is still answered. True keeps our side open for that."""
-        if not self._is_busy() or not self._body_complete:
+        if not self._due or not self._body_complete:
             return False
-        self.cycle.keep_alive = False
+        self._due[-1].keep_alive = False
         return True
+
+    def resume_writing(self) -> None:
+        """The peer goes on reading."""
+        super().resume_writing()
+        self._go_on()
+
+    def is_idle(self) -> bool:
+        """See Connection."""
+        return not self._due and self._body_complete and not self._head_bytes
+
+    def late(self, waited_s: float, arrived_bytes: int) -> None:
+        """A head has its time; a body has longer as long as it keeps coming."""
+        if not self._in_head and arrived_bytes >= MIN_BODY_BYTES_PER_S * waited_s:
+            self.expect_more(self.limits.body_timeout_s)
+        elif self._in_head and not self._head_bytes:
+            self.transport.close()
+        else:
+            what = "head" if self._in_head else "body"
+            self._refuse(RequestTimeoutError(f"the request's {what} did not arrive in time"))
+
+    def shutdown(self) -> None:
+        """The server stops: what is due is still answered."""
+        if self._due:
+            self._due[-1].keep_alive = False
+        else:
+            self.transport.close()
 
     # The parser's events.
 
     def on_message_begin(self) -> None:
         """A request begins."""
-        super().on_message_begin()
+        self._url = b""
+        self._headers = []
         self._in_head = True
         self._head_bytes = max(1, self._head_bytes)
 
+    def on_url(self, url: bytes) -> None:
+        """A part of the target came."""
+        self._url += url
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """A header came, or a trailer."""
+        self._headers.append((name.lower(), value))
+
     def on_headers_complete(self) -> None:
-        """The head is complete: check what the parser lets through, then hand the request to the application."""
-        self._check_head()
-        upgrade = self.parser.should_upgrade()
-        if upgrade:
-            self._decline_upgrade()
+        """The head is complete: check what the parser lets through."""
+        parser = self._parser
+        request = Request(
+            parser.get_method(),
+            self._url,
+            parser.get_http_version(),
+            self._headers,
+            keep_alive=parser.should_keep_alive(),
+            on_body_wanted=self._on_body_wanted,
+        )
+        try:
+            check_head(request, len(self._url), self._head_bytes, self.limits)
+        except Error as error:
+            self._reject(error)
+        if self._parser.should_upgrade():
+            self._decline_upgrade(request)
         self._in_head = False
         self._new_head = True
         self._head_bytes = 0
         self._first_line = b""
         self._unread_bytes = self._wire_bytes = self._body_bytes = 0
         self._body_complete = False
-        self._arrived()
-        # Whatever follows an upgrade is another protocol's; it must not be read as the next request.
-        self._begin(keep_alive=not upgrade and self.parser.should_keep_alive())
-        self.headers = []  # what may still come are trailers: they are nobody's headers
+        self.arrived()
+        self._newest = request
+        self._due.append(request)
+        if len(self._due) > 1 and not self._reading_paused:
+            self._reading_paused = True
+            self.transport.pause_reading()
+        self._headers = []  # what may still come are trailers: they are nobody's headers
 
-    def _begin(self, *, keep_alive: bool) -> None:
-        """Hand the request to the application, or queue it behind the one under way."""
-        scope, version = self.scope, self.parser.get_http_version()
-        scope["method"] = self.parser.get_method().decode("ascii")
-        scope["http_version"] = version
-        raw_path, _, query = self.url.partition(b"?")
-        scope["raw_path"] = raw_path
-        path = raw_path.decode("latin-1")
-        scope["path"] = unquote(path) if "%" in path else path
-        scope["query_string"] = query
-        scope["extensions"] = EXTENSIONS  # type: ignore[typeddict-item] # ours is not among those of the specification
-        busy = self._is_busy()
-        self.cycle = Cycle(
-            scope=scope,
-            transport=self.transport,
-            flow=self.flow,
-            logger=self.logger,
-            access_logger=self.access_logger,
-            access_log=False,
-            default_headers=self.server_state.default_headers,
-            message_event=asyncio.Event(),
-            expect_100_continue=self.expect_100_continue,
-            keep_alive=keep_alive and version != "1.0",
-            on_response=self.on_response_complete,
-        )
-        if busy:
-            self.flow.pause_reading()
-            self.pipeline.appendleft((self.cycle, self.app))
-        else:
-            self._start_asgi_task(self.cycle, self.app)
-
-    def _is_busy(self) -> bool:
-        """Whether an answer is due."""
-        cycle: RequestResponseCycle | None = self.cycle  # None before the first request, whatever uvicorn's types say
-        return cycle is not None and not cycle.response_complete
-
-    def _decline_upgrade(self) -> None:
-        """Take the body's length into our own hands: the parser goes no further than this head."""
-        headers = dict(self.headers)
-        if b"transfer-encoding" in headers:
-            self._reject(MalformedParameterError("[Header 'Upgrade'] not offered here, and not with a chunked body"))
-        self._unparsed_body_bytes = int(headers.get(b"content-length", b"0"))
+    def on_body(self, body: bytes) -> None:
+        """A part of the body came."""
+        self._body_bytes += len(body)
+        if self._newest is not None and not self._newest.answered:
+            self._newest.feed(body)
 
     def on_message_complete(self) -> None:
         """The body is complete."""
@@ -249,42 +262,120 @@ class Protocol(HttpToolsProtocol):
         self._body_complete = True
         self._in_head = True
         self._head_bytes = 0
-        self._arrived()
-        super().on_message_complete()
+        self.arrived()
+        if self._newest is not None:
+            self._newest.end()
+        self._go_on()
 
-    def _check_head(self) -> None:
-        headers, limits = self.headers, self.limits
-        if len(self.url) > limits.max_target_bytes:
-            self._reject(self._target_too_long())
-        if len(headers) > limits.max_headers or (
-            # What came in one piece with its body is counted whole first, because that is a single number.
-            self._head_bytes > limits.max_header_bytes
-            and sum(len(name) + len(value) for name, value in headers) > limits.max_header_bytes
-        ):
-            self._reject(self._headers_too_large())
-        if not self.url.startswith(b"/"):
-            self._reject(MalformedParameterError("the request target must be a path: /…"))
-        names = [name for name, _ in headers]
-        hosts = names.count(b"host")
-        if b"transfer-encoding" in names:
-            codings = b",".join(value.lower() for name, value in headers if name == b"transfer-encoding")
-            if codings.strip() != b"chunked" or self.parser.get_http_version() != "1.1":
-                self._reject(MalformedParameterError("[Header 'Transfer-Encoding'] expected chunked, in HTTP/1.1"))
-        if hosts != 1 and (hosts or self.parser.get_http_version() != "1.0"):
-            self._reject(MalformedParameterError(f"[Header 'Host'] sent {hosts} times: expected once"))
+    def _decline_upgrade(self, request: Request) -> None:
+        """Take the body's length into our own hands: the parser goes no further than this head.
 
-    def _target_too_long(self) -> TargetTooLongError:
-        return TargetTooLongError(f"the target is over the limit of {self.limits.max_target_bytes} bytes")
-
-    def _headers_too_large(self) -> HeadersTooLargeError:
-        return HeadersTooLargeError(
-            f"the headers are over the limit of {self.limits.max_headers} and {self.limits.max_header_bytes} bytes"
-        )
+        Whatever follows is another protocol's; it must not be read as the next request.
+        """
+        if b"transfer-encoding" in request.fields:
+            self._reject(MalformedParameterError("[Header 'Upgrade'] not offered here, and not with a chunked body"))
+        self._unparsed_body_bytes = int(request.fields.get(b"content-length", b"0"))
+        request.keep_alive = False
 
     def _reject(self, error: Error) -> None:
         """Stop the parser from inside one of its events; ``_feed`` then answers with ``error``."""
         self._refusal = error
         raise httptools.HttpParserError(error.message)
+
+    # Requests and their answers, one after the other.
+
+    def _go_on(self) -> None:
+        """Begin the answer that is due next; and, where it was there at once, the one behind it."""
+        if self._going_on:
+            return
+        self._going_on = True
+        try:
+            while self._due and not self._due[0].answering and not self.write_paused:
+                if self._begun_in_turn == MAX_BEGUN_IN_A_TURN:
+                    self.loop.call_soon(self._go_on_in_next_turn)
+                    return
+                self._begun_in_turn += 1
+                request = self._due[0]
+                request.answering = True
+                Steps(self._exchange(request), self.loop, self._traffic.under_way)
+        finally:
+            self._going_on = False
+
+    def _go_on_in_next_turn(self) -> None:
+        self._begun_in_turn = 0
+        self._go_on()
+
+    def _on_body_wanted(self) -> asyncio.Future[None]:
+        """The request under way waits for its body: a client that asked to be told is told to send it."""
+        request = self._due[0]
+        if self._continued is not request and request.fields.get(b"expect", b"").lower() == b"100-continue":
+            self._continued = request
+            self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        return self.loop.create_future()
+
+    async def _exchange(self, request: Request) -> None:
+        """One request and its answer."""
+        response = await self._app.answer(request)
+        if response is None:
+            return
+        if not request.gone:
+            if response.stream is None:
+                self._write(request, response)
+            else:
+                try:
+                    await self._stream(request, response, response.stream)
+                except Exception:  # noqa: BLE001 - logged, and the caller sees it in the connection's end
+                    # A listing that cannot be read to its end: cut the connection, so that nobody takes it for whole.
+                    _log.exception("answer_cut_off", request_id=request.id, operation=request.operation)
+                    request.keep_alive = False
+        self._app.answered(request, response)
+        if not request.gone:
+            self._answered(request)
+
+    def _write(self, request: Request, response: Response) -> None:
+        self.transport.write(
+            whole_answer(
+                response,
+                request.id,
+                self._traffic.date,
+                close=not request.keep_alive,
+                with_body=request.method != b"HEAD",
+            )
+        )
+
+    async def _stream(self, request: Request, response: Response, parts: AsyncIterator[bytes]) -> None:
+        chunked = request.version == "1.1"
+        head = stream_head(response, request.id, self._traffic.date, close=not request.keep_alive, chunked=chunked)
+        if request.method == b"HEAD":
+            self.transport.write(head)
+            return
+        request.begun = True
+        async for part in parts:
+            if request.gone:
+                return
+            if not part:
+                continue
+            self.transport.write(head + (b"%x\r\n%b\r\n" % (len(part), part) if chunked else part))
+            head = b""
+            await self.drain()
+        if not request.gone and chunked:
+            self.transport.write(b"0\r\n\r\n")
+
+    def _answered(self, request: Request) -> None:
+        """An answer has left: go on with the next request, or with the refusal that waits behind it."""
+        request.answered = True
+        self._due.popleft()
+        if not request.keep_alive:
+            self.transport.close()
+        elif not self._due:
+            if self._refused:
+                self._send_refusal()
+            else:
+                self.idle()
+        if len(self._due) < 2 and self._reading_paused and not self.transport.is_closing():
+            self._reading_paused = False
+            self.transport.resume_reading()
+        self._go_on()
 
     # Refusals below the application.
 
@@ -294,104 +385,27 @@ class Protocol(HttpToolsProtocol):
             return
         self._refused = True
         self._refusal = error
-        self._arrived()
-        cycle = self.cycle
-        if not self._is_busy() and self._body_complete:
-            self._send_refusal()
-        elif self._body_complete:
-            pass  # what is refused comes behind a whole request: on_response_complete goes on
-        elif self.pipeline:
-            self.pipeline.popleft()  # the newest waits there and will never be whole; those before it are answered
-        elif cycle.response_started:
+        self.arrived()
+        if self._body_complete:
+            if not self._due:
+                self._send_refusal()
+            # else what is refused comes behind a whole request: its answer comes first
+        elif len(self._due) > 1:
+            self._due.pop()  # the newest waits there and will never be whole; those before it are answered
+        elif not self._due or self._due[0].begun:
             self.transport.close()  # it has its answer and goes on sending
         else:
-            cycle.disconnected = True  # the application must not answer any more
-            cycle.message_event.set()
+            self._due.pop().lose()  # the application must not answer any more
             self._send_refusal()
 
     def _send_refusal(self) -> None:
-        error = self._refusal
+        error, self._refusal = self._refusal, None
         if error is None or self.transport.is_closing():
             return
-        request_id = self.new_id()
+        request_id = self._traffic.new_id()
         response = error_response(error, request_id)
-        head = rendered((*self.server_state.default_headers, *response.head(request_id), (b"connection", b"close")))
-        self.transport.write(STATUS_LINE[response.status] + head + b"\r\n" + response.body)
-        self._close_gently()
-        self.metrics.request(UNPARSED, response.status, 0.0)
+        self.transport.write(whole_answer(response, request_id, self._traffic.date, close=True))
+        self.close_gently()
+        self._traffic.metrics.request(UNPARSED, response.status, 0.0)
         if self.limits.log_requests != "none":
-            _log.info(
-                "request",
-                request_id=request_id,
-                operation=UNPARSED,
-                status=response.status,
-                why=error.message,
-            )
-
-    def _close_gently(self) -> None:
-        """Close our side and let the peer finish: closed with bytes unread, the kernel's reset would eat the answer."""
-        if not self.transport.can_write_eof():
-            self.transport.close()
-            return
-        self.transport.write_eof()
-        self._linger = self.loop.call_later(LINGER_S, self.transport.abort)
-
-    def on_response_complete(self) -> None:
-        """An answer has left: go on with the next request, or with the refusal that waits behind it."""
-        if self._refused and not self.pipeline:
-            self._send_refusal()
-            return
-        super().on_response_complete()
-        if self._in_head and self._head_bytes:
-            self._unset_keepalive_if_required()  # the next request has begun, and its own deadline runs
-
-    # Deadlines.
-
-    def _expect_more(self, timeout_s: float) -> None:
-        if self._arrival is None:
-            self._arrival_bytes = 0
-            self._arrival = self.loop.call_later(timeout_s, self._late, timeout_s)
-
-    def _arrived(self) -> None:
-        if self._arrival is not None:
-            self._arrival.cancel()
-            self._arrival = None
-
-    def _late(self, waited_s: float) -> None:
-        """A head has its time; a body has longer as long as it keeps coming."""
-        self._arrival = None
-        if not self._in_head and self._arrival_bytes >= MIN_BODY_BYTES_PER_S * waited_s:
-            self._expect_more(self.limits.body_timeout_s)
-        elif self._in_head and not self._head_bytes:
-            self.transport.close()
-        else:
-            what = "head" if self._in_head else "body"
-            self._refuse(RequestTimeoutError(f"the request's {what} did not arrive in time"))
-
-    def pause_writing(self) -> None:
-        """The peer does not take what it is sent: it has ``write_timeout_s`` to go on."""
-        super().pause_writing()
-        if self._slow_reader is None:
-            self._unsent_bytes = self.transport.get_write_buffer_size()
-            self._slow_reader = self.loop.call_later(self.limits.write_timeout_s, self._check_reader)
-
-    def _check_reader(self) -> None:
-        """A peer that takes something, however slowly, is waited for; one that takes nothing is not."""
-        unsent = self.transport.get_write_buffer_size()
-        if unsent >= self._unsent_bytes:
-            self.transport.abort()
-            return
-        self._unsent_bytes = unsent
-        self._slow_reader = self.loop.call_later(self.limits.write_timeout_s, self._check_reader)
-
-    def resume_writing(self) -> None:
-        """The peer goes on reading."""
-        super().resume_writing()
-        if self._slow_reader is not None:
-            self._slow_reader.cancel()
-            self._slow_reader = None
-
-
-def protocol_class(limits: Config, new_id: Callable[[], str], metrics: Metrics) -> type[Protocol]:
-    """Uvicorn makes one instance per connection and passes nothing of ours: so a class with what it needs."""
-    return type("BoundProtocol", (Protocol,), {"limits": limits, "new_id": staticmethod(new_id), "metrics": metrics})
+            _log.info("request", request_id=request_id, operation=UNPARSED, status=response.status, why=error.message)

@@ -1,20 +1,19 @@
-"""One request on its way through: its headers, its credentials, its body within the limit."""
+"""One request on its way through: its head, its credentials, its body as it arrives, within the limit."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from turnlog.errors import BodyTooLargeError, OverloadedError, UnsupportedMediaTypeError
 from turnlog.http.parameters import Query, idempotency_key
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    import asyncio
+    from collections.abc import Callable
 
+    from turnlog.http.responses import Header
     from turnlog.keyring import Held
     from turnlog.model import ApiKey
-
-    Scope = dict[str, Any]
-    Receive = Callable[[], Awaitable[dict[str, Any]]]
 
 
 NO_OPERATION = "none"
@@ -43,32 +42,92 @@ class Budget:
 
 
 class Request:
-    """What an operation sees. ``key`` is set once the credentials are checked, before any handler runs."""
+    """What an operation sees; the connection that it came on feeds its body and says when the client is gone.
+
+    ``on_body_wanted`` gives the future that the connection is to fulfil when more of the body has come. ``key`` is set
+    once the credentials are checked, before any handler runs.
+    """
 
     __slots__ = (
-        "_budget",
-        "_receive",
+        "_arrived",
+        "_on_body_wanted",
+        "_single",
+        "_wanted",
+        "answered",
+        "answering",
+        "arrived_at",
+        "begun",
+        "budget",
         "complete",
+        "fields",
+        "gone",
         "headers",
         "held",
         "id",
+        "keep_alive",
         "max_body_bytes",
+        "method",
         "operation",
         "path",
-        "scope",
+        "query_string",
+        "raw_path",
+        "version",
     )
 
-    def __init__(self, scope: Scope, receive: Receive, request_id: str, budget: Budget) -> None:
-        self.scope = scope
-        self.id = request_id
+    def __init__(
+        self,
+        method: bytes,
+        target: bytes,
+        version: str,
+        headers: list[Header],
+        *,
+        keep_alive: bool,
+        on_body_wanted: Callable[[], asyncio.Future[None]],
+    ) -> None:
+        self.method = method
+        self.raw_path, _, self.query_string = target.partition(b"?")
+        self.version = version
+        self.headers = headers
+        self.fields: dict[bytes, bytes] = dict(headers)
+        self._single = len(self.fields) == len(headers)
+        self.keep_alive = keep_alive and version != "1.0"
+        self._on_body_wanted = on_body_wanted
+        self._arrived: list[bytes] = []
+        self._wanted: asyncio.Future[None] | None = None
+        self.complete = False
+        self.gone = False
+        self.answering = self.begun = self.answered = False
         self.operation = NO_OPERATION
-        self.path: dict[str, str] = {}
-        self.headers: dict[bytes, bytes] = dict(scope["headers"])
         self.held: Held | None = None
         self.max_body_bytes = 0
-        self._receive = receive
-        self._budget = budget
-        self.complete = False
+        # The application's, given when the answer is begun.
+        self.id: str
+        self.arrived_at: float
+        self.budget: Budget
+        self.path: dict[str, str]
+
+    # What the connection says.
+
+    def feed(self, part: bytes) -> None:
+        """A part of the body came."""
+        self._arrived.append(part)
+        self._wake()
+
+    def end(self) -> None:
+        """The body is complete."""
+        self.complete = True
+        self._wake()
+
+    def lose(self) -> None:
+        """The client is gone, or is not to be answered any more."""
+        self.gone = True
+        self._wake()
+
+    def _wake(self) -> None:
+        if self._wanted is not None and not self._wanted.done():
+            self._wanted.set_result(None)
+
+    # What an operation asks.
 
     @property
     def key(self) -> ApiKey:
@@ -76,36 +135,31 @@ class Request:
         assert self.held is not None  # noqa: S101 - App.answer admits before it calls a handler that needs a key
         return self.held.key
 
-    def count(self, name: bytes) -> int:
-        """How often a header was sent."""
-        return sum(1 for key, _ in self.scope["headers"] if key == name)
+    def sent_twice(self, name: bytes) -> bool:
+        """Whether a header was sent more than once."""
+        # A dict keeps the last of two equal names: only where something was dropped is it worth counting.
+        return not self._single and sum(1 for one, _ in self.headers if one == name) > 1
 
     def credentials(self) -> tuple[str, bytes] | None:
         """The id and the secret; ``None`` where one is missing or was sent more than once."""
-        headers = self.headers
-        key_id, secret = headers.get(b"asapp-api-id"), headers.get(b"asapp-api-secret")
-        if key_id is None or secret is None:
-            return None
-        # A dict keeps the last of two equal names: only where something was dropped is it worth counting.
-        if len(headers) != len(self.scope["headers"]) and (
-            self.count(b"asapp-api-id") > 1 or self.count(b"asapp-api-secret") > 1
-        ):
+        key_id, secret = self.fields.get(b"asapp-api-id"), self.fields.get(b"asapp-api-secret")
+        if key_id is None or secret is None or self.sent_twice(b"asapp-api-id") or self.sent_twice(b"asapp-api-secret"):
             return None
         return key_id.decode("latin-1"), secret
 
     def query(self) -> Query:
         """The query's parameters. Raises MalformedParameterError."""
-        return Query(self.scope["query_string"])
+        return Query(self.query_string)
 
     def idempotency_key(self) -> str | None:
         """The value of ``Idempotency-Key``. Raises MalformedParameterError."""
-        if b"idempotency-key" not in self.headers:
+        if b"idempotency-key" not in self.fields:
             return None
-        return idempotency_key([v.decode("latin-1") for k, v in self.scope["headers"] if k == b"idempotency-key"])
+        return idempotency_key([v.decode("latin-1") for k, v in self.headers if k == b"idempotency-key"])
 
     def check_length(self) -> None:
         """Refuse a body that says it is too long before any of it is read. Raises BodyTooLargeError."""
-        length = self.headers.get(b"content-length")
+        length = self.fields.get(b"content-length")
         if length is not None and int(length) > self.max_body_bytes:
             raise self._too_large()
 
@@ -113,51 +167,51 @@ class Request:
         return BodyTooLargeError(f"the body is over the limit of {self.max_body_bytes} bytes")
 
     async def body(self) -> bytes:
-        """The whole body, as JSON is to be sent. Raises UnsupportedMediaTypeError, BodyTooLargeError."""
-        event = await self._receive()
-        if event["type"] == "http.disconnect":
-            raise ClientGoneError
-        body: bytes = event["body"]
-        if event["more_body"]:
-            body = await self._rest(body)
-        if len(body) > self.max_body_bytes:
-            raise self._too_large()
-        self.complete = True
-        if body or b"content-type" in self.headers:
+        """The whole body, as JSON is to be sent.
+
+        Raises UnsupportedMediaTypeError, BodyTooLargeError, OverloadedError where all bodies under way take too much,
+        ClientGoneError.
+        """
+        if not self.complete:
+            body = await self._gather()
+        else:
+            body = self._arrived[0] if len(self._arrived) == 1 else b"".join(self._arrived)
+            if len(body) > self.max_body_bytes:
+                raise self._too_large()
+        self._arrived.clear()
+        if body or b"content-type" in self.fields:
             self._check_media_type()
         return body
 
-    async def _rest(self, start: bytes) -> bytes:
-        body, more, taken = bytearray(start), True, 0
+    async def _gather(self) -> bytes:
+        """Take the parts as they come, so that a body over a limit is refused before all of it is here."""
+        body, taken = bytearray(), 0
         try:
-            while more:
+            while True:
+                body += b"".join(self._arrived)
+                self._arrived.clear()
                 if len(body) > self.max_body_bytes:
                     raise self._too_large()
-                self._budget.take(len(body) - taken)
-                taken = len(body)
-                event = await self._receive()
-                if event["type"] == "http.disconnect":
+                if self.gone:
                     raise ClientGoneError
-                body += event["body"]
-                more = event["more_body"]
+                if self.complete:
+                    return bytes(body)
+                self.budget.take(len(body) - taken)
+                taken = len(body)
+                self._wanted = self._on_body_wanted()
+                await self._wanted
         finally:
-            self._budget.give_back(taken)
-        return bytes(body)
-
-    async def gone(self) -> None:
-        """Return when the client has closed the connection."""
-        while (await self._receive())["type"] != "http.disconnect":
-            pass
+            self.budget.give_back(taken)
 
     def _check_media_type(self) -> None:
         for name in (b"content-type", b"content-encoding"):
-            if len(self.headers) != len(self.scope["headers"]) and self.count(name) > 1:
+            if self.sent_twice(name):
                 raise UnsupportedMediaTypeError(f"[Header '{name.decode()}'] sent more than once")
-        content_type = self.headers.get(b"content-type", b"")
+        content_type = self.fields.get(b"content-type", b"")
         if content_type != b"application/json":
             media_type, _, parameters = content_type.lower().partition(b";")
             charset = parameters.replace(b" ", b"").replace(b'"', b"")
             if media_type.strip() != b"application/json" or charset not in (b"", b"charset=utf-8"):
                 raise UnsupportedMediaTypeError("[Header 'Content-Type'] expected application/json")
-        if self.headers.get(b"content-encoding", b"identity").lower() != b"identity":
+        if self.fields.get(b"content-encoding", b"identity").lower() != b"identity":
             raise UnsupportedMediaTypeError("[Header 'Content-Encoding'] expected a body that is not encoded")

@@ -1,8 +1,9 @@
-"""Answers: a status, headers and a body, or a stream of bodies; and every error as the one envelope."""
+"""Answers: a status, headers and a body, or a stream of bodies; every error as the one envelope; all of it as bytes."""
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from http import HTTPStatus
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -15,9 +16,15 @@ if TYPE_CHECKING:
 Header = tuple[bytes, bytes]
 
 JSON = b"application/json"
-_STANDING: tuple[Header, ...] = ((b"cache-control", b"no-store"), (b"x-content-type-options", b"nosniff"))
-"""Transcripts are nobody's to cache, and JSON is never anything else."""
 CHALLENGE = b'ApiKey realm="turnlog", headers="asapp-api-id asapp-api-secret"'
+
+# Transcripts are nobody's to cache, and JSON is never anything else.
+_STANDING = b"cache-control: no-store\r\nx-content-type-options: nosniff\r\n"
+_HEAD = b"HTTP/1.1 %b\r\ndate: %b\r\nx-request-id: %b\r\n" + _STANDING + b"%b%b\r\n"
+_STATUS = {status.value: f"{status.value} {status.phrase}".encode() for status in HTTPStatus}
+_JSON_OF_LENGTH = b"content-type: " + JSON + b"\r\ncontent-length: %d\r\n"
+_WHOLE_JSON = b"HTTP/1.1 200 OK\r\ndate: %b\r\nx-request-id: %b\r\n" + _STANDING + _JSON_OF_LENGTH + b"\r\n%b"
+_CLOSE = b"connection: close\r\n"
 
 
 class Response(msgspec.Struct):
@@ -29,20 +36,29 @@ class Response(msgspec.Struct):
     headers: tuple[Header, ...] = ()
     stream: AsyncIterator[bytes] | None = None
 
-    def head(self, request_id: str, extra: Iterable[Header] = ()) -> list[Header]:
-        """The complete headers."""
-        head = [(b"x-request-id", request_id.encode()), *_STANDING, *self.headers, *extra]
-        if self.stream is not None:
-            head.append((b"content-type", self.content_type))
-        elif self.status != 204:
-            head.append((b"content-type", self.content_type))
-            head.append((b"content-length", b"%d" % len(self.body)))
-        return head
+
+def whole_answer(response: Response, request_id: str, date: bytes, *, close: bool, with_body: bool = True) -> bytes:
+    """An answer without a stream, head and body, as it goes over the wire; ``with_body`` is not so for HEAD."""
+    body = response.body
+    if with_body and not close and not response.headers and response.status == 200 and response.content_type is JSON:
+        return _WHOLE_JSON % (date, request_id.encode(), len(body), body)
+    fields = [*response.headers]
+    if response.status != 204:
+        fields += ((b"content-type", response.content_type), (b"content-length", b"%d" % len(body)))
+    return _head(response.status, date, request_id, fields, close=close) + (body if with_body else b"")
 
 
-def rendered(headers: Iterable[Header]) -> bytes:
-    """Headers as header lines."""
-    return b"".join([b"%s: %s\r\n" % header for header in headers])
+def stream_head(response: Response, request_id: str, date: bytes, *, close: bool, chunked: bool) -> bytes:
+    """The head of a streamed answer; one that is not ``chunked`` ends where the connection does."""
+    fields = [*response.headers, (b"content-type", response.content_type)]
+    if chunked:
+        fields.append((b"transfer-encoding", b"chunked"))
+    return _head(response.status, date, request_id, fields, close=close)
+
+
+def _head(status: int, date: bytes, request_id: str, fields: Iterable[Header], *, close: bool) -> bytes:
+    lines = b"".join([b"%b: %b\r\n" % field for field in fields])
+    return _HEAD % (_STATUS[status], date, request_id.encode(), lines, _CLOSE if close else b"")
 
 
 class _ErrorView(msgspec.Struct, rename="camel"):

@@ -1,29 +1,34 @@
-"""The listening socket and its event loop: starts the application, stops it without losing what is under way."""
+"""The listening socket: starts the application, stops it without losing what is under way."""
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import signal
-from typing import TYPE_CHECKING, Any, NamedTuple
-
-import uvicorn
+from email.utils import formatdate
+from typing import TYPE_CHECKING, NamedTuple
 
 from turnlog.http.intake import Intake
-from turnlog.http.protocol import protocol_class
+from turnlog.http.protocol import Protocol
 
 if TYPE_CHECKING:
-    import asyncio
     import socket
     from collections.abc import Callable, Iterator
 
     from turnlog.config import Config
     from turnlog.http.app import App
     from turnlog.http.intake import Shares
+    from turnlog.http.steps import Steps
     from turnlog.metrics import Metrics
 
 
 BACKLOG = 4096
 """How many connections the kernel keeps until they are taken."""
+_DATE_INTERVAL_S = 1.0
+_LOOK_INTERVAL_S = 0.02
+"""How often a stopping server looks whether everything is answered."""
+_LAST_ANSWERS_S = 1.0
+"""How long requests that were cut short have for their answers."""
 
 
 class Share(NamedTuple):
@@ -33,58 +38,106 @@ class Share(NamedTuple):
     mine: int
 
 
-class Server(uvicorn.Server):
-    """uvicorn's server, stopped by SIGINT and SIGTERM, with a return instead of the signal's death.
+class Traffic:
+    """What the connections of a server share."""
 
-    One of several workers, a server with a ``share``, leaves SIGINT to its parent.
+    def __init__(self, limits: Config, new_id: Callable[[], str], metrics: Metrics) -> None:
+        self.limits = limits
+        self.new_id = new_id
+        self.metrics = metrics
+        self.connections: set[Protocol] = set()
+        self.under_way: set[Steps] = set()
+        self.date = b""
+        """The value of the ``date`` header."""
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nobody is connected and nothing is under way."""
+        return not self.connections and not self.under_way
+
+
+class Server:
+    """Answers what comes on a listening socket until it is told to stop.
+
+    SIGINT and SIGTERM tell it; a second SIGINT ends its patience. One of several workers, a server with a ``share``,
+    leaves SIGINT to its parent.
     """
 
     def __init__(
-        self,
-        config: uvicorn.Config,
-        on_started: Callable[[], None],
-        share: Share | None,
+        self, app: App, traffic: Traffic, limits: Config, on_started: Callable[[], None], share: Share | None
     ) -> None:
-        super().__init__(config)
+        self._app = app
+        self._traffic = traffic
+        self._limits = limits
         self._on_started = on_started
         self._share = share
-        self._intakes: list[Intake] = []
+        self._stop = asyncio.Event()
+        self._hurry = False
+
+    @property
+    def open_connections(self) -> int:
+        """How many connections are open."""
+        return len(self._traffic.connections)
+
+    def stop(self) -> None:
+        """Take no more connections, answer what is due, return from ``serve``."""
+        self._hurry = self._stop.is_set()
+        self._stop.set()
+
+    async def serve(self, listener: socket.socket) -> None:
+        """Listen until told to stop; return when everything is answered, ``drain_timeout_s`` later at the latest."""
+        loop = asyncio.get_running_loop()
+        date = loop.create_task(self._keep_date())
+        with self._signals(loop):
+            if self._share is None:
+                taking = await loop.create_server(lambda: self._connection(loop), sock=listener, backlog=BACKLOG)
+                close = taking.close
+            else:
+                intake = Intake(listener, lambda: self._connection(loop), lambda: self.open_connections, *self._share)
+            self._on_started()
+            await self._stop.wait()
+            if self._share is None:
+                close()
+            else:
+                await intake.close()
+            await self._drain(loop)
+        date.cancel()
+
+    def _connection(self, loop: asyncio.AbstractEventLoop) -> Protocol:
+        return Protocol(self._app, self._traffic, loop)
+
+    async def _keep_date(self) -> None:
+        while True:
+            self._traffic.date = formatdate(usegmt=True).encode()
+            await asyncio.sleep(_DATE_INTERVAL_S)
 
     @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        """Uvicorn would raise the signal again after a clean stop, and the exit status would tell of a failure."""
+    def _signals(self, loop: asyncio.AbstractEventLoop) -> Iterator[None]:
         numbers = (signal.SIGINT, signal.SIGTERM) if self._share is None else (signal.SIGTERM,)
-        before = {number: signal.signal(number, self.handle_exit) for number in numbers}
+        for number in numbers:
+            loop.add_signal_handler(number, self.stop)
         try:
             yield
         finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
+            for number in numbers:
+                loop.remove_signal_handler(number)
 
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Listen, then say so."""
-        await super().startup(sockets if self._share is None else [])
-        if self._share is not None:
-            for listener in sockets or ():
-                self._intakes.append(
-                    Intake(listener, self._make_protocol, lambda: open_connections(self), *self._share)
-                )
-        if not self.should_exit:
-            self._on_started()
+    async def _drain(self, loop: asyncio.AbstractEventLoop) -> None:
+        traffic = self._traffic
+        for connection in list(traffic.connections):
+            connection.shutdown()
+        await self._wait(loop.time() + self._limits.drain_timeout_s)
+        if not traffic.is_over:
+            for steps in list(traffic.under_way):
+                steps.cancel()
+            await self._wait(loop.time() + _LAST_ANSWERS_S)
+            for connection in list(traffic.connections):
+                connection.transport.abort()
 
-    def _make_protocol(self) -> asyncio.Protocol:
-        """As uvicorn does it for the sockets that it listens on itself."""
-        make: Any = self.config.http_protocol_class
-        protocol: asyncio.Protocol = make(
-            config=self.config, server_state=self.server_state, app_state=self.lifespan.state
-        )
-        return protocol
-
-    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Take no more connections, then end those that there are."""
-        for intake in self._intakes:
-            await intake.close()
-        await super().shutdown(sockets)
+    async def _wait(self, until: float) -> None:
+        loop = asyncio.get_running_loop()
+        while not self._traffic.is_over and loop.time() < until and not self._hurry:  # noqa: ASYNC110 - once, at the end
+            await asyncio.sleep(_LOOK_INTERVAL_S)
 
 
 def make_server(
@@ -96,27 +149,4 @@ def make_server(
     share: Share | None = None,
 ) -> Server:
     """A server for ``app``, not yet listening."""
-    return Server(
-        uvicorn.Config(
-            app,
-            http=protocol_class(config, new_id, metrics),
-            loop="uvloop",
-            ws="none",
-            lifespan="off",
-            interface="asgi3",
-            access_log=False,
-            log_config=None,
-            server_header=False,
-            proxy_headers=False,
-            timeout_keep_alive=config.keep_alive_s,  # type: ignore[arg-type] # given to call_later as it is
-            timeout_graceful_shutdown=config.drain_timeout_s,  # type: ignore[arg-type] # and this to wait_for
-            backlog=BACKLOG,
-        ),
-        on_started,
-        share,
-    )
-
-
-def open_connections(server: Server) -> int:
-    """How many connections are open."""
-    return len(server.server_state.connections)
+    return Server(app, Traffic(config, new_id, metrics), config, on_started, share)

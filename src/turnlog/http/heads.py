@@ -1,0 +1,50 @@
+"""What is wrong with the head of a request, of what the parser lets through."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from turnlog.errors import HeadersTooLargeError, MalformedParameterError, TargetTooLongError
+
+if TYPE_CHECKING:
+    from turnlog.config import Config
+    from turnlog.http.requests import Request
+
+
+def check_head(request: Request, target_bytes: int, head_bytes: int, limits: Config) -> None:
+    """Raises the refusal of a head that is too large or may be read in two ways.
+
+    ``head_bytes`` is at least what the head takes: it may count a body that came in one piece with it.
+    """
+    headers, fields = request.headers, request.fields
+    if target_bytes > limits.max_target_bytes:
+        raise target_too_long(limits)
+    if len(headers) > limits.max_headers or (
+        # The single number first: only where it is over the limit is it worth adding up.
+        head_bytes > limits.max_header_bytes
+        and sum(len(name) + len(value) for name, value in headers) > limits.max_header_bytes
+    ):
+        raise headers_too_large(limits)
+    if not request.raw_path.startswith(b"/"):
+        raise MalformedParameterError("the request target must be a path: /…")
+    if b"transfer-encoding" in fields:
+        codings = b",".join(value.lower() for name, value in headers if name == b"transfer-encoding")
+        if codings.strip() != b"chunked" or request.version != "1.1":
+            raise MalformedParameterError("[Header 'Transfer-Encoding'] expected chunked, in HTTP/1.1")
+    if b"host" not in fields:
+        if request.version != "1.0":
+            raise MalformedParameterError("[Header 'Host'] not sent: expected once")
+    elif request.sent_twice(b"host"):
+        raise MalformedParameterError("[Header 'Host'] sent more than once: expected once")
+
+
+def target_too_long(limits: Config) -> TargetTooLongError:
+    """The refusal."""
+    return TargetTooLongError(f"the target is over the limit of {limits.max_target_bytes} bytes")
+
+
+def headers_too_large(limits: Config) -> HeadersTooLargeError:
+    """The refusal."""
+    return HeadersTooLargeError(
+        f"the headers are over the limit of {limits.max_headers} and {limits.max_header_bytes} bytes"
+    )
