@@ -139,11 +139,10 @@ class Keyring:
             raise OverloadedError("the store has not answered yet", retry_after_s=1)
         held = self._held.get(key_id)
         digest = secrets.digest(secret)
-        now_us = self._now_us()
         good = False
         for stored, expires_at in self._nobody if held is None else held.secrets:
-            good |= hmac.compare_digest(stored, digest) and (expires_at is None or now_us < expires_at)
-        if held is None or not good or (held.key.expires_at is not None and now_us >= held.key.expires_at):
+            good |= hmac.compare_digest(stored, digest) and (expires_at is None or self._now_us() < expires_at)
+        if held is None or not good or (held.key.expires_at is not None and self._now_us() >= held.key.expires_at):
             raise UnauthenticatedError(_REFUSED)
         return held
 

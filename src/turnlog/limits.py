@@ -38,8 +38,10 @@ def check_short_text(text: str, pointer: str, limit: int = MAX_ID_CHARS) -> None
 
 def check_message(message: NewMessage, pointer: str = "") -> None:
     """Raises UnprocessableError."""
-    check_text(message.text, f"{pointer}/text")
-    check_short_text(message.sender, f"{pointer}/sender/externalId")
+    if "\0" in message.text:
+        check_text(message.text, f"{pointer}/text")
+    if "\0" in message.sender or len(message.sender) > MAX_ID_CHARS:
+        check_short_text(message.sender, f"{pointer}/sender/externalId")
 
 
 def check_conversation(conversation: NewConversation) -> None:

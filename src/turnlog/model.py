@@ -55,7 +55,7 @@ class Conversation(msgspec.Struct, frozen=True):
     metadata: dict[str, str] | None = None
 
 
-class NewMessage(msgspec.Struct, frozen=True):
+class NewMessage(msgspec.Struct, frozen=True, gc=False):
     """What somebody said, as the caller tells it."""
 
     text: str
@@ -64,7 +64,7 @@ class NewMessage(msgspec.Struct, frozen=True):
     client_at: int
 
 
-class Message(msgspec.Struct, frozen=True):
+class Message(msgspec.Struct, frozen=True, gc=False):
     """A recorded message. ``position`` is its place in the account's log: gap-free, in commit order."""
 
     id: str

@@ -27,7 +27,7 @@ from turnlog.store.protocol import (
 from turnlog.writer import RETRY_AFTER_S
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+    from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
     from turnlog.ids import Ulids
     from turnlog.model import ApiKey, Conversation, Message, NewAuthentication, NewConversation, NewMessage
@@ -58,13 +58,18 @@ def no_such_message() -> NotFoundError:
     return NotFoundError("no such message in this conversation")
 
 
-@contextlib.contextmanager
-def _asking_the_store() -> Iterator[None]:
+class _AskingTheStore:
     """A store that does not answer is no bug of ours, and asking again is safe."""
-    try:
-        yield
-    except (StoreUnavailableError, StoreUncertainError, StoreFailedError) as cause:
-        raise OverloadedError("the store does not answer now", retry_after_s=RETRY_AFTER_S) from cause
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
+        if isinstance(error, (StoreUnavailableError, StoreUncertainError, StoreFailedError)):
+            raise OverloadedError("the store does not answer now", retry_after_s=RETRY_AFTER_S) from error
+
+
+_asking_the_store = _AskingTheStore()
 
 
 class Service:
@@ -96,13 +101,13 @@ class Service:
 
     async def find_conversations(self, key: ApiKey, external_id: str) -> list[Conversation]:
         """The conversation with this external id, if there is one."""
-        with _asking_the_store():
+        with _asking_the_store:
             found = await self._reader.conversation_by_external_id(key.account, external_id)
         return [] if found is None else [found]
 
     async def read_conversation(self, key: ApiKey, conversation_id: str) -> Conversation:
         """The conversation. Raises NotFoundError."""
-        with _asking_the_store():
+        with _asking_the_store:
             found = await self._reader.conversation(key.account, conversation_id)
         if found is None:
             raise no_such_conversation()
@@ -166,7 +171,7 @@ class Service:
 
     async def read_message(self, key: ApiKey, conversation_id: str, message_id: str) -> Message:
         """The message. Raises NotFoundError where it is not in that conversation."""
-        with _asking_the_store():
+        with _asking_the_store:
             found = await self._reader.message(key.account, conversation_id, message_id)
         if found is None:
             raise no_such_message()
@@ -183,18 +188,18 @@ class Service:
         """
         scope = f"{key.account}/{conversation_id}"
         start = None if after is None else _place(after, scope)
-        with _asking_the_store():
+        with _asking_the_store:
             newest = await self._reader.last_position(key.account)
         left = limit
         while True:
             wanted = PART_MESSAGES if left is None else min(PART_MESSAGES, left + 1)
-            with _asking_the_store():
+            with _asking_the_store:
                 found = await self._reader.messages(
                     key.account, conversation_id, after=start, limit=wanted, up_to=newest, max_chars=PART_CHARS
                 )
             if found is None:
                 raise no_such_conversation()
-            last = len(found) < wanted and sum(len(message.text) for message in found) <= PART_CHARS
+            last = len(found) < wanted and sum([len(message.text) for message in found]) <= PART_CHARS
             if left is not None and len(found) > left:
                 found = found[:left]  # the one more shows that there is more
                 end = Place(found[-1].client_at, found[-1].position) if found else start
@@ -209,7 +214,7 @@ class Service:
 
     async def conversation_id_of(self, key: ApiKey, external_id: str) -> str:
         """The id of the conversation with this external id. Raises NotFoundError."""
-        with _asking_the_store():
+        with _asking_the_store:
             found = await self._reader.conversation_by_external_id(key.account, external_id)
         if found is None:
             raise no_such_conversation()

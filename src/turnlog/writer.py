@@ -9,17 +9,18 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
+import msgspec
 import structlog
 
 from turnlog.errors import Error, InternalError, OutcomeUnknownError, OverloadedError
-from turnlog.store.protocol import StoreFailedError, StoreUnavailableError, StoreUncertainError
+from turnlog.store.protocol import StoreFailedError, StoreUnavailableError, StoreUncertainError, Write
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable
 
-    from turnlog.store.protocol import Recorder, Write
+    from turnlog.store.protocol import Recorder
 
 _log = structlog.get_logger()
 RETRY_AFTER_S = 1
@@ -29,7 +30,7 @@ MAX_TRANSACTION_CHARS = 8 * 1024 * 1024
 _WATCH_INTERVAL_S = 0.1
 
 
-class _Waiting(NamedTuple):
+class _Waiting(msgspec.Struct):
     write: Write
     answer: asyncio.Future[object]
     submitted_at: float

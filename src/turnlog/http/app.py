@@ -26,7 +26,7 @@ from turnlog.http.routing import Router
 from turnlog.keyring import unauthenticated
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Awaitable, Iterable
 
     from turnlog.config import Config
     from turnlog.http.operations import Context, Operation
@@ -50,7 +50,9 @@ class App:
         config: Config,
         ids: Ulids,
     ) -> None:
-        self._router = Router(operations)
+        table = tuple(operations)
+        self._router = Router(table)
+        self._max_body_bytes = {operation.name: operation.max_body_bytes(config) for operation in table}
         self._context = context
         self._keyring = keyring
         self._metrics = metrics
@@ -66,7 +68,8 @@ class App:
         request.id = self._ids.new()
         request.budget = self._budget
         try:
-            response = await self._dispatch(request)
+            begun = self._begin(request)
+            response = begun if isinstance(begun, Response) else await begun
         except Error as error:
             if isinstance(error, InternalError):
                 _log.error("internal_error", request_id=request.id, operation=request.operation, exc_info=error)
@@ -92,7 +95,8 @@ class App:
         if self._log_all or (status >= 400 and self._log_refused):
             self._log(request, status, seconds)
 
-    async def _dispatch(self, request: Request) -> Response:
+    def _begin(self, request: Request) -> Response | Awaitable[Response]:
+        """Everything up to the body: what the contract has checked before, in its order."""
         match = self._router.match(request.raw_path)
         method = request.method.decode("ascii")
         operation = None if match is None else match.resource.operation(method)
@@ -100,7 +104,7 @@ class App:
             request.max_body_bytes = self._config.max_body_bytes
         else:
             request.operation = operation.name
-            request.max_body_bytes = operation.max_body_bytes(self._config)
+            request.max_body_bytes = self._max_body_bytes[operation.name]
         request.check_length()
         if match is None or not match.resource.public:
             self._admit(request, operation)
@@ -110,8 +114,8 @@ class App:
             return _other_method(method, match.resource.allow)
         request.path = match.path
         if match.resource.public:  # may look at other workers, with timeouts of its own: that takes a task
-            return await asyncio.ensure_future(operation.handler(self._context, request))
-        return await operation.handler(self._context, request)
+            return asyncio.ensure_future(operation.handler(self._context, request))
+        return operation.handler(self._context, request)
 
     def _admit(self, request: Request, operation: Operation | None) -> None:
         credentials = request.credentials()

@@ -17,7 +17,7 @@ LINGER_S = 2.0
 
 
 class Connection(asyncio.Protocol):
-    """What every connection does. Who inherits says whether it ``is_idle``, and what happens when more is ``late``."""
+    """What every connection does; who inherits says when it ``is_idle``, and what a ``late`` part or a stop means."""
 
     def __init__(self, limits: Config, loop: asyncio.AbstractEventLoop) -> None:
         self.limits = limits
@@ -35,6 +35,10 @@ class Connection(asyncio.Protocol):
 
     def is_idle(self) -> bool:
         """Whether nothing is under way and nothing has begun to arrive."""
+        raise NotImplementedError
+
+    def shutdown(self) -> None:
+        """The server stops: what is due is still answered."""
         raise NotImplementedError
 
     def late(self, waited_s: float, arrived_bytes: int) -> None:

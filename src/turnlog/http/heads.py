@@ -1,14 +1,19 @@
-"""What is wrong with the head of a request, of what the parser lets through."""
+"""What is wrong with the head of a request: of what the parser lets through, and of what it does not."""
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
-from turnlog.errors import HeadersTooLargeError, MalformedParameterError, TargetTooLongError
+from turnlog.errors import HeadersTooLargeError, MalformedParameterError, MethodNotAllowedError, TargetTooLongError
 
 if TYPE_CHECKING:
     from turnlog.config import Config
+    from turnlog.errors import Error
     from turnlog.http.requests import Request
+
+_METHODS = "GET, HEAD, OPTIONS, POST"
+_REQUEST_LINE = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+ /[^ ]* HTTP/1\.[01]\r\n")
 
 
 def check_head(request: Request, target_bytes: int, head_bytes: int, limits: Config) -> None:
@@ -48,3 +53,15 @@ def headers_too_large(limits: Config) -> HeadersTooLargeError:
     return HeadersTooLargeError(
         f"the headers are over the limit of {limits.max_headers} and {limits.max_header_bytes} bytes"
     )
+
+
+def malformed() -> MalformedParameterError:
+    """The refusal of what is not HTTP."""
+    return MalformedParameterError("not a well-formed HTTP/1.1 request")
+
+
+def no_such_method(first_bytes: bytes) -> Error:
+    """The refusal of a method that the parser does not know; what it does not know may not be HTTP at all."""
+    if _REQUEST_LINE.match(first_bytes):
+        return MethodNotAllowedError(f"this server knows no such method: it offers {_METHODS}", _METHODS)
+    return malformed()

@@ -51,13 +51,14 @@ class Operation(msgspec.Struct, frozen=True):
         return config.max_batch_body_bytes if self.batch else config.max_body_bytes
 
 
-async def _read(read: Callable[[bytes], T], raw: bytes) -> T:
-    """Read a body; a large one on a thread, because a body made for it takes a second to look through."""
+async def _read(read: Callable[[bytes], T], request: Request) -> T:
+    """Read the body; a large one on a thread, because a body made for it takes a second to look through."""
+    raw = await request.body()
     return read(raw) if len(raw) <= LARGE_BODY_BYTES else await asyncio.to_thread(read, raw)
 
 
 async def _create_conversation(context: Context, request: Request) -> Response:
-    new = await _read(context.bodies.conversation, await request.body())
+    new = await _read(context.bodies.conversation, request)
     conversation_id = await context.service.create_conversation(request.key, new)
     return Response(encode({"id": conversation_id}))
 
@@ -74,14 +75,14 @@ async def _read_conversation(context: Context, request: Request) -> Response:
 
 async def _create_message(context: Context, request: Request) -> Response:
     key = request.idempotency_key()
-    message = await _read(context.bodies.message, await request.body())
+    message = await _read(context.bodies.message, request)
     message_id = await context.service.create_message(request.key, request.path["conversationId"], message, key)
     return Response(b'{"id":"%s"}' % message_id.encode())
 
 
 async def _create_messages(context: Context, request: Request) -> Response:
     key = request.idempotency_key()
-    messages = await _read(context.bodies.batch, await request.body())
+    messages = await _read(context.bodies.batch, request)
     ids = await context.service.create_messages(request.key, request.path["conversationId"], messages, key)
     return Response(encode({"ids": ids}))
 
@@ -135,7 +136,7 @@ async def _read_message(context: Context, request: Request) -> Response:
 
 
 async def _authenticate(context: Context, request: Request) -> Response:
-    fact = await _read(context.bodies.authentication, await request.body())
+    fact = await _read(context.bodies.authentication, request)
     await context.service.authenticate(request.key, request.path["conversationId"], fact)
     return Response(status=204)
 

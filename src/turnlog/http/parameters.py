@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 from urllib.parse import parse_qsl
 
 from turnlog.errors import MalformedParameterError, UnprocessableError
@@ -16,7 +17,7 @@ _BROKEN_ESCAPE = re.compile(rb"%(?![0-9A-Fa-f]{2})")
 
 
 class Query:
-    """The query of one request. A parameter that the operation does not know is ignored."""
+    """The query of a request. A parameter that the operation does not know is ignored."""
 
     def __init__(self, raw: bytes) -> None:
         self._pairs: list[tuple[str, str]] = []
@@ -54,6 +55,12 @@ class Query:
         if not _LIMIT.fullmatch(value) or not 1 <= int(value) <= MAX_PAGE_MESSAGES:
             raise MalformedParameterError(f"[Query 'limit'] expected a whole number from 1 to {MAX_PAGE_MESSAGES}")
         return int(value)
+
+
+@lru_cache(maxsize=256)
+def query(raw: bytes) -> Query:
+    """The query; the same few are sent again and again. Raises MalformedParameterError."""
+    return Query(raw)
 
 
 def idempotency_key(values: list[str]) -> str | None:

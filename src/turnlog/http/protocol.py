@@ -7,7 +7,6 @@ the store and back costs no task, no event and no copy of its head: the hot path
 
 from __future__ import annotations
 
-import re
 from collections import deque
 from typing import TYPE_CHECKING
 
@@ -17,12 +16,11 @@ import structlog
 from turnlog.errors import (
     Error,
     MalformedParameterError,
-    MethodNotAllowedError,
     OverloadedError,
     RequestTimeoutError,
 )
 from turnlog.http.connection import Connection
-from turnlog.http.heads import check_head, headers_too_large, target_too_long
+from turnlog.http.heads import check_head, headers_too_large, malformed, no_such_method, target_too_long
 from turnlog.http.requests import Request
 from turnlog.http.responses import error_response, stream_head, whole_answer
 from turnlog.http.steps import Steps
@@ -33,7 +31,7 @@ if TYPE_CHECKING:
 
     from turnlog.http.app import App
     from turnlog.http.responses import Header, Response
-    from turnlog.http.server import Traffic
+    from turnlog.http.traffic import Traffic
 
 _log = structlog.get_logger()
 
@@ -45,14 +43,8 @@ MAX_UNREAD_BYTES = 16 * 1024 * 1024
 """What is still taken of a body that was refused, so that its sender gets to read the answer."""
 MAX_BEGUN_IN_A_TURN = 8
 """How many pipelined requests of one connection are begun before the others have their turn."""
-_METHODS = "GET, HEAD, OPTIONS, POST"
-_REQUEST_LINE = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+ /[^ ]* HTTP/1\.[01]\r\n")
 UNPARSED = "unparsed"
 """The operation, in metrics and logs, of what never became a request."""
-
-
-def _malformed() -> Error:
-    return MalformedParameterError("not a well-formed HTTP/1.1 request")
 
 
 class Protocol(Connection):
@@ -150,15 +142,12 @@ class Protocol(Connection):
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserInvalidMethodError:
-            if _REQUEST_LINE.match(self._first_line):
-                self._refuse(MethodNotAllowedError(f"this server knows no such method: it offers {_METHODS}", _METHODS))
-            else:
-                self._refuse(_malformed())
+            self._refuse(no_such_method(self._first_line))
         except httptools.HttpParserUpgrade as upgrade:
             # The parser stops at the head of a request that offers an upgrade; declined, its body is still a body.
             self._take_unparsed_body(data[upgrade.args[0] :])
         except httptools.HttpParserError:
-            self._refuse(self._refusal or _malformed())
+            self._refuse(self._refusal or malformed())
 
     def _take_unparsed_body(self, data: bytes) -> None:
         body = data[: self._unparsed_body_bytes]

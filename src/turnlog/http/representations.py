@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -28,12 +29,12 @@ class ConversationView(msgspec.Struct, rename="camel", omit_defaults=True):
     metadata: dict[str, str] | None = None
 
 
-class SenderView(msgspec.Struct, rename="camel"):
+class SenderView(msgspec.Struct, rename="camel", frozen=True, gc=False):
     role: Role
     external_id: str
 
 
-class MessageView(msgspec.Struct, rename="camel"):
+class MessageView(msgspec.Struct, rename="camel", gc=False):
     message_id: str
     text: str
     sender: SenderView
@@ -57,12 +58,18 @@ def conversation_view(conversation: Conversation) -> ConversationView:
     )
 
 
+@lru_cache(maxsize=4096)
+def _sender_view(role: Role, external_id: str) -> SenderView:
+    """The same few speak again and again."""
+    return SenderView(role, external_id)
+
+
 def message_view(message: Message) -> MessageView:
     """A message as the read operations give it."""
     return MessageView(
         message.id,
         message.text,
-        SenderView(message.role, message.sender),
+        _sender_view(message.role, message.sender),
         render(message.created_at),
         render(message.client_at),
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from turnlog.errors import BodyTooLargeError, OverloadedError, UnsupportedMediaTypeError
-from turnlog.http.parameters import Query, idempotency_key
+from turnlog.http.parameters import Query, idempotency_key, query
 
 if TYPE_CHECKING:
     import asyncio
@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from turnlog.model import ApiKey
 
 
+_SHORT = 128
+"""Bytes of a query that is worth remembering: a page size, not a cursor."""
 NO_OPERATION = "none"
 """The operation, in metrics and logs, of a request that met none."""
 
@@ -149,7 +151,7 @@ class Request:
 
     def query(self) -> Query:
         """The query's parameters. Raises MalformedParameterError."""
-        return Query(self.query_string)
+        return query(self.query_string) if len(self.query_string) <= _SHORT else Query(self.query_string)
 
     def idempotency_key(self) -> str | None:
         """The value of ``Idempotency-Key``. Raises MalformedParameterError."""
@@ -172,15 +174,10 @@ class Request:
         Raises UnsupportedMediaTypeError, BodyTooLargeError, OverloadedError where all bodies under way take too much,
         ClientGoneError.
         """
-        if not self.complete:
-            body = await self._gather()
-        else:
-            body = self._arrived[0] if len(self._arrived) == 1 else b"".join(self._arrived)
-            if len(body) > self.max_body_bytes:
-                raise self._too_large()
-        self._arrived.clear()
-        if body or b"content-type" in self.fields:
-            self._check_media_type()
+        body = b"".join(self._arrived) if self.complete else await self._gather()
+        if len(body) > self.max_body_bytes:
+            raise self._too_large()
+        self._check_media_type(body)
         return body
 
     async def _gather(self) -> bytes:
@@ -203,11 +200,15 @@ class Request:
         finally:
             self.budget.give_back(taken)
 
-    def _check_media_type(self) -> None:
+    def _check_media_type(self, body: bytes) -> None:
+        content_type = self.fields.get(b"content-type", b"")
+        if content_type == b"application/json" and self._single and b"content-encoding" not in self.fields:
+            return
+        if not body and b"content-type" not in self.fields:
+            return  # it is as empty as it says
         for name in (b"content-type", b"content-encoding"):
             if self.sent_twice(name):
                 raise UnsupportedMediaTypeError(f"[Header '{name.decode()}'] sent more than once")
-        content_type = self.fields.get(b"content-type", b"")
         if content_type != b"application/json":
             media_type, _, parameters = content_type.lower().partition(b";")
             charset = parameters.replace(b" ", b"").replace(b'"', b"")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from turnlog.http.intake import Intake
 from turnlog.http.protocol import Protocol
+from turnlog.http.traffic import Traffic
 
 if TYPE_CHECKING:
     import socket
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
     from turnlog.config import Config
     from turnlog.http.app import App
     from turnlog.http.intake import Shares
-    from turnlog.http.steps import Steps
     from turnlog.metrics import Metrics
 
 
@@ -36,24 +36,6 @@ class Share(NamedTuple):
 
     shares: Shares
     mine: int
-
-
-class Traffic:
-    """What the connections of a server share."""
-
-    def __init__(self, limits: Config, new_id: Callable[[], str], metrics: Metrics) -> None:
-        self.limits = limits
-        self.new_id = new_id
-        self.metrics = metrics
-        self.connections: set[Protocol] = set()
-        self.under_way: set[Steps] = set()
-        self.date = b""
-        """The value of the ``date`` header."""
-
-    @property
-    def is_over(self) -> bool:
-        """Whether nobody is connected and nothing is under way."""
-        return not self.connections and not self.under_way
 
 
 class Server:

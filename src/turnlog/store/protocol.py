@@ -51,7 +51,10 @@ class AppendMessages(msgspec.Struct, frozen=True):
     @property
     def chars(self) -> int:
         """How many characters of text it carries: the other bound."""
-        return sum(len(message.text) for message in self.messages)
+        chars = 0
+        for message in self.messages:
+            chars += len(message.text)
+        return chars
 
 
 class _OneRow(msgspec.Struct, frozen=True):

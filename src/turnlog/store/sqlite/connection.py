@@ -38,19 +38,28 @@ _CERTAINLY_NOT_STORED = (
 )
 
 
-@contextmanager
-def translated() -> Iterator[None]:
+class _Translation:
+    """Not made by ``contextmanager``: a read of one message takes not much longer than one of those."""
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
+        if not isinstance(error, apsw.Error):
+            return
+        # A full disk, met by the WAL's index, is an IOError too.
+        full = isinstance(error, apsw.IOError) and getattr(error, "extendedresult", 0) == apsw.SQLITE_IOERR_SHMSIZE
+        if full or isinstance(error, _CERTAINLY_NOT_STORED):
+            raise StoreUnavailableError(str(error)) from error
+        raise StoreFailedError(f"{type(error).__name__}: {error}") from error
+
+
+_TRANSLATION = _Translation()
+
+
+def translated() -> _Translation:
     """Turn the driver's errors into the protocol's two; the only place that knows them."""
-    try:
-        yield
-    except apsw.IOError as error:
-        if getattr(error, "extendedresult", None) == apsw.SQLITE_IOERR_SHMSIZE:
-            raise StoreUnavailableError(str(error)) from error  # a full disk again, met by the WAL's index
-        raise StoreFailedError(f"{type(error).__name__}: {error}") from error
-    except _CERTAINLY_NOT_STORED as error:
-        raise StoreUnavailableError(str(error)) from error
-    except apsw.Error as error:
-        raise StoreFailedError(f"{type(error).__name__}: {error}") from error
+    return _TRANSLATION
 
 
 def connect(path: Path, *, readonly: bool = False) -> apsw.Connection:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, Any
 
 from turnlog.instants import EARLIEST
@@ -10,7 +11,7 @@ from turnlog.store.sqlite import entries
 from turnlog.store.sqlite.rows import MESSAGE_COLUMNS, message_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
     import apsw
 
@@ -83,22 +84,27 @@ class Reads:
         if row is None:
             return None
         newest = entries.entry(number, entries.MAX_POSITION if up_to is None else up_to)
-        found, chars = [], 0
+        found = []
+        left = sys.maxsize if max_chars is None else max_chars
         for message in self._rows(row[0], number, after, newest, limit):
             found.append(message_of(message))
-            chars += len(message[-1])
-            if max_chars is not None and chars > max_chars:
+            left -= len(message[-1])
+            if left < 0:
                 break
         return found
 
     def _rows(
         self, conversation: int, account: int, after: Place | None, newest: int, limit: int
-    ) -> Iterator[tuple[Any, ...]]:
+    ) -> Iterable[tuple[Any, ...]]:
         execute = self._connection.execute
         if after is None:
-            yield from execute(MESSAGES_LATER, (conversation, EARLIEST - 1, newest, limit))
-            return
-        last = entries.entry(account, after.position)
+            return execute(MESSAGES_LATER, (conversation, EARLIEST - 1, newest, limit))
+        return self._rows_after(conversation, after, entries.entry(account, after.position), newest, limit)
+
+    def _rows_after(
+        self, conversation: int, after: Place, last: int, newest: int, limit: int
+    ) -> Iterator[tuple[Any, ...]]:
+        execute = self._connection.execute
         for row in execute(MESSAGES_OF_THAT_INSTANT, (conversation, after.client_at, last, newest, limit)):
             limit -= 1
             yield row

@@ -6,9 +6,8 @@ runs on the caller's thread, on a second connection: in WAL mode a reader waits 
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
-from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import TYPE_CHECKING
 
 import apsw
@@ -20,6 +19,7 @@ from turnlog.store.sqlite.connection import BUSY_MS, ServerLock, check_file, con
 from turnlog.store.sqlite.keys import Keys
 from turnlog.store.sqlite.migrate import is_current, migrate, refuse_half_copied, schema_version
 from turnlog.store.sqlite.reads import Reads
+from turnlog.store.sqlite.worker import Worker
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Hashable, Iterator, Sequence
@@ -47,7 +47,7 @@ class SqliteStore:
         self._appender = Appender(writer, idempotency_ttl_us=ttl_us)
         self._reads = Reads(reader)
         self._keys = Keys(reader)
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="turnlog-writer")
+        self._worker = Worker("turnlog-writer")
         self._failure: BaseException | None = None
         self._wal_pages = 0
         writer.set_wal_hook(self._committed)
@@ -75,11 +75,10 @@ class SqliteStore:
 
     async def append(self, writes: Sequence[Write]) -> list[object]:
         """See protocol.Recorder."""
-        loop = asyncio.get_running_loop()
-        outcomes = await loop.run_in_executor(self._thread, self._append, writes)
+        outcomes = await self._worker.run(partial(self._append, writes))
         if self._wal_pages >= _CHECKPOINT_PAGES:
             # Queued behind this batch and ahead of the next: nobody's answer waits for it but the next batch's.
-            self._thread.submit(self._checkpoint)
+            self._worker.then(self._checkpoint)
         return outcomes
 
     def _append(self, writes: Sequence[Write]) -> list[object]:
@@ -207,7 +206,7 @@ class SqliteStore:
         After a failure the WAL is left as it is: it has everything that was acknowledged, and a sync that succeeds
         after one that failed proves nothing.
         """
-        await asyncio.get_running_loop().run_in_executor(None, self._thread.shutdown)
+        await self._worker.close()
         if self._failure is not None:
             for connection in (self._reader, self._writer):
                 connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
