@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Any
 
 import asyncpg
@@ -14,7 +15,8 @@ from tests.exercise import exercise
 from turnlog.ids import Place
 from turnlog.model import ApiKey, NewConversation, NewMessage, Participant
 from turnlog.store.connect import open_store
-from turnlog.store.postgres import PostgresStore, reads
+from turnlog.store.postgres import PostgresStore, accounts, append, reads
+from turnlog.store.postgres.store import READING, RECORDING
 from turnlog.store.protocol import AppendMessages, KeyRecord, PutConversation
 
 if TYPE_CHECKING:
@@ -25,6 +27,15 @@ pytestmark = pytest.mark.postgresql_only("the promises of this one store")
 PLANNED = ("SELECT", "INSERT", "UPDATE", "DELETE", "WITH")
 # What is the same for all accounts: small, read seldom, and copied to every node of an engine that distributes.
 EVERYWHERE = {"account", "api_key", "keys_version", "schema_version", "copying"}
+# Each finds what it wants by its key alone, and reads nothing besides.
+LOOK_UPS = (
+    reads.CONVERSATION,
+    reads.CONVERSATION_BY_EXTERNAL_ID,
+    reads.MESSAGE,
+    reads.PAGE,
+    accounts.NUMBERS,
+    append.BY_EXTERNAL_ID,
+)
 
 
 async def _open(url: str) -> PostgresStore:
@@ -37,6 +48,20 @@ def _nodes(plan: dict[str, Any]) -> list[dict[str, Any]]:
     return [plan, *(node for part in plan.get("Plans", ()) for node in _nodes(part))]
 
 
+async def _together(store: PostgresStore) -> None:
+    """Every kind of look-up for two at once, also of what is not known yet."""
+    store._begin_anew()
+    for _ in range(2):
+        await asyncio.gather(
+            *(store.message("a", name, "M1-1-0") for name in ("C", "NOWHERE", "ELSEWHERE")),
+            *(store.conversation("a", name) for name in ("C", "NOWHERE")),
+            *(store.conversation_by_external_id("a", name) for name in ("external", "nowhere")),
+            *(store.messages("a", "C", after=None, limit=limit) for limit in (1, 2)),
+        )
+    puts = [PutConversation("a", NewConversation(name, Participant("jane"), 1), name, 1) for name in ("D", "E")]
+    await store.append(puts)
+
+
 async def _plans(url: str) -> dict[str, list[dict[str, Any]]]:
     """Every statement that recording and reading send, with the steps of PostgreSQL's plan for it in our sessions."""
     store = await _open(url)
@@ -45,10 +70,12 @@ async def _plans(url: str) -> dict[str, list[dict[str, Any]]]:
     def remember(record: Any) -> None:
         sent.setdefault(record.query, record.args)
 
-    for connections in (store._recording, store._reading):
-        async with connections.use(5) as connection:
+    async with AsyncExitStack() as all_of_them:
+        for connections in [store._recording] * RECORDING + [store._reading] * READING:
+            connection = await all_of_them.enter_async_context(connections.use(5))
             connection.add_query_logger(remember)
     await exercise(store)
+    await _together(store)
     plans = {}
     async with store._recording.use(5) as connection:
         for query, arguments in list(sent.items()):
@@ -72,6 +99,8 @@ def test_every_look_up_is_an_index_search_within_one_account(new_store: Callable
             continue
         assert node["Node Type"] in ("Index Scan", "Index Only Scan"), (query, node)
         assert re.search(r"\baccount = ", node["Index Cond"]), (query, node)
+    for query in [statement for each in LOOK_UPS for statement in (each.one, each.many)]:
+        assert not any("Filter" in node for node in plans[query] if "Index Name" in node), (query, plans[query])
 
 
 def test_every_key_begins_with_the_account(new_store: Callable[[], str]) -> None:
@@ -120,7 +149,7 @@ def test_a_page_costs_the_same_at_any_depth(per_instant: int, new_store: Callabl
                 after = Place(depth // per_instant, depth + 2)
                 page = await store.messages("a", "C", after=after, limit=10)
                 assert [m.text for m in page or ()] == [str(n) for n in range(depth + 1, depth + 11)]
-                query = f"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) {reads.PAGE}"
+                query = f"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) {reads.PAGE.one}"
                 (told,) = await connection.fetchrow(query, 0, 1, *after, 2**62, 10, 2**62)
                 found.append(json.loads(told)[0]["Plan"]["Shared Hit Blocks"])
         await store.close()
@@ -128,3 +157,25 @@ def test_a_page_costs_the_same_at_any_depth(per_instant: int, new_store: Callabl
 
     counted = asyncio.run(costs())
     assert max(counted) <= 2 * min(counted), counted
+
+
+def test_a_connection_goes_to_whoever_asked_first(new_store: Callable[[], str]) -> None:
+    """Also where somebody asks at the very moment at which it becomes free."""
+    url = new_store()
+
+    async def scenario() -> None:
+        store = await _open(url)
+        served: list[int] = []
+
+        async def use(n: int) -> None:
+            async with store._watching.use(30) as connection:
+                served.append(n)
+                await connection.fetchval("SELECT 1")
+            if n < 100:
+                await use(n + 100)
+
+        await asyncio.gather(*(use(n) for n in range(20)))
+        assert served == [*range(20), *range(100, 120)]
+        await store.close()
+
+    asyncio.run(scenario())

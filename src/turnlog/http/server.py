@@ -63,8 +63,12 @@ class Server:
 
     def stop(self) -> None:
         """Take no more connections, answer what is due, return from ``serve``."""
-        self._hurry = self._stop.is_set()
         self._stop.set()
+
+    def _interrupt(self) -> None:
+        """Ctrl-C; where somebody presses it again, they do not want to wait."""
+        self._hurry = self._stop.is_set()
+        self.stop()
 
     async def serve(self, listener: socket.socket) -> None:
         """Listen until told to stop; return when everything is answered, ``drain_timeout_s`` later at the latest."""
@@ -95,14 +99,19 @@ class Server:
 
     @contextlib.contextmanager
     def _signals(self, loop: asyncio.AbstractEventLoop) -> Iterator[None]:
-        numbers = (signal.SIGINT, signal.SIGTERM) if self._share is None else (signal.SIGTERM,)
-        for number in numbers:
-            loop.add_signal_handler(number, self.stop)
+        """Hear the signals. A SIGTERM that comes once more, however late, must not turn a clean end into a death."""
+        handlers = {signal.SIGTERM: self.stop}
+        if self._share is None:
+            handlers[signal.SIGINT] = self._interrupt
+        before = {
+            number: signal.signal(number, lambda *_, handler=handler: loop.call_soon_threadsafe(handler))
+            for number, handler in handlers.items()
+        }
         try:
             yield
         finally:
-            for number in numbers:
-                loop.remove_signal_handler(number)
+            for number, handler in (before | {signal.SIGTERM: signal.SIG_IGN}).items():
+                signal.signal(number, handler)
 
     async def _drain(self, loop: asyncio.AbstractEventLoop) -> None:
         traffic = self._traffic

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from turnlog.store.postgres.for_each import one_each
+
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping
+    from collections.abc import Collection, Iterable, Mapping, Sequence
 
     from asyncpg import Connection
 
 
 _KNOWN_CONVERSATIONS = 100_000
 _ACCOUNT = "SELECT account FROM turnlog.account WHERE name = $1"
-_NUMBERS = "SELECT id, number FROM turnlog.conversation WHERE account = $1 AND id = ANY($2)"
+NUMBERS = one_each("conversation", "id, number", "id")
+
+Numbers = tuple[int | None, int | None]
+"""The numbers of an account and of a conversation in it; ``None`` for what there is not."""
 
 
 class Accounts:
@@ -50,7 +55,32 @@ class Accounts:
 
     async def look_up(self, connection: Connection, account: int, ids: Collection[str]) -> dict[str, int]:
         """The numbers of those of ``ids`` that exist."""
-        return dict(await connection.fetch(_NUMBERS, account, list(ids)))
+        rows = await NUMBERS.fetch(connection, [(account, conversation_id) for conversation_id in ids])
+        return {conversation_id: number for _, conversation_id, number in rows}
+
+    async def numbers(self, connection: Connection, names: Iterable[str]) -> dict[str, int | None]:
+        """The number of each account; ``None`` where it has never had a key."""
+        return {name: await self.number(connection, name) for name in names}
+
+    async def places(self, connection: Connection, wanted: Sequence[tuple[str, str]]) -> list[Numbers]:
+        """The numbers of each wanted account and conversation, with one statement for all that are not known."""
+        accounts = await self.numbers(connection, {name for name, _ in wanted})
+        places: list[Numbers] = []
+        unknown: dict[tuple[int, str], list[int]] = {}
+        for n, (name, conversation_id) in enumerate(wanted):
+            account = accounts[name]
+            number = None if account is None else self.conversations(account).get(conversation_id)
+            places.append((account, number))
+            if account is not None and number is None:
+                unknown.setdefault((account, conversation_id), []).append(n)
+        if unknown:
+            asked = list(unknown)
+            for n, conversation_id, number in await NUMBERS.fetch(connection, asked):
+                account = asked[n - 1][0]
+                for place in unknown[asked[n - 1]]:
+                    places[place] = (account, number)
+                self.learn(self.conversations(account), {conversation_id: number})
+        return places
 
     def learn(self, known: dict[str, int], numbers: Mapping[str, int]) -> None:
         """Remember what is committed, with those ``known`` before; where it has become too much, begin anew."""

@@ -17,6 +17,7 @@ from turnlog.model import Conversation
 from turnlog.store.columns import CONVERSATION_COLUMNS, conversation_of, conversation_values
 from turnlog.store.plan import Known, Plan, UsedKey, Wanted, by_account, identities, merged, no_such_account
 from turnlog.store.postgres import sql
+from turnlog.store.postgres.for_each import one_each
 from turnlog.store.protocol import AppendMessages, ForgetIdempotency, PutConversation
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 _state = msgspec.json.Decoder(Conversation).decode
 
 
+BY_EXTERNAL_ID = one_each("conversation", f"number, {CONVERSATION_COLUMNS}", "external_id")
 _STILL_GOOD = 2**62
 """A time behind every other: such a key has not come to its end, whatever this node's clock says."""
 
@@ -159,12 +161,8 @@ class Appender:
 async def _conversations(
     connection: Connection, account: int, external_ids: Sequence[str]
 ) -> dict[str, tuple[int, Conversation]]:
-    query = (
-        f"SELECT number, {CONVERSATION_COLUMNS} FROM turnlog.conversation "  # noqa: S608
-        "WHERE account = $1 AND external_id = ANY($2)"
-    )
-    rows = await connection.fetch(query, account, external_ids)
-    return {row["external_id"]: (row["number"], conversation_of(row[1:])) for row in rows}
+    rows = await BY_EXTERNAL_ID.fetch(connection, [(account, external_id) for external_id in external_ids])
+    return {row["external_id"]: (row["number"], conversation_of(row[2:])) for row in rows}
 
 
 async def _recorded(

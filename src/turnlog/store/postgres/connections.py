@@ -6,7 +6,7 @@ The driver's errors end here; the rest of the store sees LostError, ConflictErro
 from __future__ import annotations
 
 import asyncio
-from contextlib import asynccontextmanager, contextmanager, suppress
+from contextlib import asynccontextmanager, contextmanager, nullcontext, suppress
 from typing import TYPE_CHECKING, Any
 
 import asyncpg
@@ -28,7 +28,8 @@ _IDLE_IN_TRANSACTION_MS = 2000
 """A node that stops between two statements of a transaction must not hold an account up for longer."""
 _CLOSED_FOR_S = 0.2
 """After a failed attempt to connect nobody tries again for so long: refusals are quick while there is no server."""
-_FREE_WITHIN_S = 2.0
+FREE_WITHIN_S = 2.0
+"""How long anybody waits for a connection."""
 _IDLE_S = 300.0
 
 _SESSION = {
@@ -115,6 +116,25 @@ def _translated() -> Iterator[None]:
         raise
 
 
+@contextmanager
+def _believed(connection: Connection) -> Iterator[None]:
+    """Raises LostError where the server says that it did not wait for the standby."""
+    doubts: list[str] = []
+
+    def listen(_: object, notice: asyncpg.PostgresLogMessage) -> None:
+        if notice.server_source_function == _WAIT_FOR_STANDBY:
+            doubts.append(_said(notice))
+
+    connection.add_log_listener(listen)
+    try:
+        yield
+    finally:
+        with suppress(asyncpg.InterfaceError):
+            connection.remove_log_listener(listen)
+    if doubts:
+        raise LostError(doubts[0])
+
+
 def _said(error: BaseException) -> str:
     return f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
 
@@ -142,6 +162,8 @@ class Connections:
         self._loop = asyncio.get_running_loop()
         self._closed_until = 0.0
         self._why = ""
+        # Whoever asks first goes first, which the pool does not see to: it gives what has become free to who asks then.
+        self._turns = asyncio.Semaphore(size)
         self._pool: asyncpg.Pool = asyncpg.create_pool(
             min_size=0,
             max_size=size,
@@ -160,32 +182,16 @@ class Connections:
         await self._pool.expire_connections()
 
     @asynccontextmanager
-    async def use(self, limit_s: float) -> AsyncIterator[Connection]:
-        """A connection for one operation, which is cut off after ``limit_s``.
+    async def use(self, limit_s: float, *, commits: bool = True) -> AsyncIterator[Connection]:
+        """A connection for one operation, which is cut off after ``limit_s``; it ``commits`` something, or only reads.
 
         Raises StoreUnavailableError where there is none, ConflictError and LostError for what happens inside.
         """
-        if self._loop.time() < self._closed_until and not self._pool.get_idle_size():
-            raise StoreUnavailableError(self._why)
-        try:
-            connection = await self._pool.acquire(timeout=_FREE_WITHIN_S)
-        except TimeoutError:
-            raise StoreUnavailableError("every connection to the database is in use") from None
-        except (asyncpg.InterfaceError, asyncpg.PostgresConnectionError) as error:  # closed by us, or as it was made
-            raise StoreUnavailableError(_said(error)) from error
+        connection = await self._take()
         timer = self._loop.call_later(limit_s, _cut_off, connection)
-        doubts: list[str] = []
-
-        def listen(_: object, notice: asyncpg.PostgresLogMessage) -> None:
-            if notice.server_source_function == _WAIT_FOR_STANDBY:
-                doubts.append(_said(notice))
-
         try:
-            connection.add_log_listener(listen)
-            with _translated():
+            with _translated(), _believed(connection) if commits else nullcontext():
                 yield connection
-            if doubts:
-                raise LostError(doubts[0])
         except asyncpg.InterfaceError as error:
             if _is_open(connection):
                 raise
@@ -196,18 +202,39 @@ class Connections:
             raise
         finally:
             timer.cancel()
-            with suppress(asyncpg.InterfaceError):
-                connection.remove_log_listener(listen)
             await self._release(connection)
+
+    async def _take(self) -> Connection:
+        """A connection of the pool's, to who has waited longest. Raises StoreUnavailableError."""
+        self._refuse_while_closed()
+        try:
+            async with asyncio.timeout(FREE_WITHIN_S):
+                await self._turns.acquire()
+                try:
+                    self._refuse_while_closed()
+                    return await self._pool.acquire()
+                except BaseException:
+                    self._turns.release()
+                    raise
+        except TimeoutError:
+            raise StoreUnavailableError("every connection to the database is in use") from None
+        except (asyncpg.InterfaceError, asyncpg.PostgresConnectionError) as error:  # closed by us, or as it was made
+            raise StoreUnavailableError(_said(error)) from error
+
+    def _refuse_while_closed(self) -> None:
+        if self._loop.time() < self._closed_until and not self._pool.get_idle_size():
+            raise StoreUnavailableError(self._why)
 
     async def _release(self, connection: Connection) -> None:
         try:
-            await self._pool.release(connection)
+            await self._pool.release(connection, timeout=FREE_WITHIN_S)
         except (*_LOST, TimeoutError):
             pass  # it is closed, and the pool knows
         except BaseException:
             _cut_off(connection)  # whatever it was, the pool gets its place back
             raise
+        finally:
+            self._turns.release()
 
     async def _connect(self, *_: object, **options: Any) -> Connection:
         """For the pool: a connection to the writable server, checked."""

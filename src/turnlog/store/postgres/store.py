@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import structlog
 
 from turnlog.errors import SettingError
-from turnlog.store.postgres import keys, migrate
+from turnlog.store.postgres import keys, migrate, reads
 from turnlog.store.postgres.accounts import Accounts
 from turnlog.store.postgres.append import Appender
-from turnlog.store.postgres.connections import ConflictError, Connections, LostError
-from turnlog.store.postgres.reads import Reads
+from turnlog.store.postgres.connections import FREE_WITHIN_S, ConflictError, Connections, LostError
+from turnlog.store.postgres.gather import Gatherer, Kind, in_a_task
 from turnlog.store.protocol import Health, StoreUnavailableError, StoreUncertainError
 
 if TYPE_CHECKING:
@@ -62,6 +62,7 @@ class PostgresStore:
         self._recording = Connections(address, size=RECORDING, lock_timeout_s=lock_s, check=check)
         self._reading = Connections(address, size=READING, check=check, reading=True)
         self._watching = Connections(address, check=check, reading=True)
+        self._gatherer = Gatherer(self._read_together, size=READING, patience_s=FREE_WITHIN_S)
         self._ttl_us = idempotency_ttl_us
         self._begin_anew()
         self._failure: BaseException | None = None
@@ -85,9 +86,8 @@ class PostgresStore:
 
     def _begin_anew(self) -> None:
         """With nothing remembered; what is under way goes on with what it has."""
-        accounts = Accounts()
-        self._appender = Appender(accounts, idempotency_ttl_us=self._ttl_us)
-        self._reads = Reads(accounts)
+        self._accounts = Accounts()
+        self._appender = Appender(self._accounts, idempotency_ttl_us=self._ttl_us)
 
     async def _migrate(self) -> None:
         async with self._recording.alone(_READ_S) as connection:
@@ -208,28 +208,31 @@ class PostgresStore:
         """What ``work`` finds; a second time where the connection was lost, as after a restart of the server."""
         for last in (False, True):
             try:
-                async with (connections or self._reading).use(limit_s) as connection:
+                async with (connections or self._reading).use(limit_s, commits=False) as connection:
                     return await work(connection)
             except (LostError, ConflictError) as error:
                 if last:
                     raise StoreUnavailableError(str(error)) from error
         raise AssertionError
 
+    async def _read_together(self, kind: Kind[Any, Any], wanted: Sequence[Any]) -> Sequence[Any]:
+        return await self._read(lambda on: kind(on, self._accounts, wanted))
+
     async def conversation(self, account: str, conversation_id: str) -> Conversation | None:
         """See protocol.Reader."""
-        return await self._read(lambda on: self._reads.conversation(on, account, conversation_id))
+        return await self._gatherer.ask(reads.conversations, (account, conversation_id))
 
     async def conversation_by_external_id(self, account: str, external_id: str) -> Conversation | None:
         """See protocol.Reader."""
-        return await self._read(lambda on: self._reads.conversation_by_external_id(on, account, external_id))
+        return await self._gatherer.ask(reads.conversations_by_external_id, (account, external_id))
 
     async def message(self, account: str, conversation_id: str, message_id: str) -> Message | None:
         """See protocol.Reader."""
-        return await self._read(lambda on: self._reads.message(on, account, conversation_id, message_id))
+        return await self._gatherer.ask(reads.messages, (account, conversation_id, message_id))
 
     async def last_position(self, account: str) -> int:
         """See protocol.Reader."""
-        return await self._read(lambda on: self._reads.last_position(on, account))
+        return await self._gatherer.ask(reads.last_positions, account)
 
     async def messages(
         self,
@@ -242,22 +245,19 @@ class PostgresStore:
         max_chars: int | None = None,
     ) -> list[Message] | None:
         """See protocol.Reader."""
-        return await self._read(
-            lambda on: self._reads.messages(
-                on, account, conversation_id, after=after, limit=limit, up_to=up_to, max_chars=max_chars
-            )
-        )
+        wanted = reads.wanted_page(account, conversation_id, after, limit, up_to, max_chars)
+        return await self._gatherer.ask(reads.pages, wanted, limit)
 
     async def check(self) -> None:
         """See protocol.Reader."""
-        await self.keys_version()
+        await in_a_task(self.keys_version())
         self._refuse_where_unsafe()
         if not self._records:
             raise StoreUnavailableError("the database may not be written to, or not by this role")
 
     async def health(self) -> Health:
         """See protocol.Reader."""
-        size = await self._read(lambda on: on.fetchval(_SIZES))
+        size = await in_a_task(self._read(lambda on: on.fetchval(_SIZES)))
         return Health(migrate.newest(), int(size), None)
 
     # Keys.
@@ -300,6 +300,7 @@ class PostgresStore:
             self._migration.cancel()
         for connections in (self._recording, self._reading, self._watching):
             await connections.close()
+        await self._gatherer.close()
 
 
 async def open_store(address: Address, *, idempotency_ttl_us: int, deadline_s: float) -> PostgresStore:

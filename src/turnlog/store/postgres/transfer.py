@@ -12,7 +12,7 @@ from turnlog.errors import SettingError
 from turnlog.store.postgres import keys, migrate, transfer_reads, transfer_writes
 from turnlog.store.postgres.accounts import Accounts
 from turnlog.store.postgres.connections import ConflictError, Connections, LostError
-from turnlog.store.postgres.reads import Reads
+from turnlog.store.postgres.reads import last_positions
 from turnlog.store.protocol import StoreUnavailableError, StoreUncertainError
 
 if TYPE_CHECKING:
@@ -49,7 +49,6 @@ class PostgresSource:
         self.identity = identity
         self._connections = connections
         self._accounts = Accounts()
-        self._reads = Reads(self._accounts)
 
     @asynccontextmanager
     async def _connection(self) -> AsyncIterator[Connection]:
@@ -74,7 +73,7 @@ class PostgresSource:
     async def last_position(self, account: str) -> int:
         """See transfer.Source."""
         async with self._connection() as connection:
-            return await self._reads.last_position(connection, account)
+            return (await last_positions(connection, self._accounts, [account]))[0]
 
     async def entries(self, account: str, *, after: int, up_to: int) -> list[Entry]:
         """See transfer.Source."""

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from turnlog.store.postgres.reads import LAST_POSITION
 from turnlog.store.transfer import (
     PAGE_CHARS,
     PAGE_ROWS,
@@ -24,6 +23,8 @@ if TYPE_CHECKING:
     from asyncpg import Connection
 
     from turnlog.store.transfer import Entry
+
+_LAST_POSITION = "SELECT position FROM turnlog.log WHERE account = $1"
 
 
 def _page(rows: str, order: str, measured: str) -> str:
@@ -101,7 +102,7 @@ async def entries(connection: Connection, account: int, after: int, up_to: int) 
 async def conversations(connection: Connection, account: int, after: int) -> tuple[int, list[ConversationRow]]:
     """See transfer.Source."""
     async with connection.transaction(isolation="repeatable_read", readonly=True):
-        last = await connection.fetchval(LAST_POSITION, account)
+        last = await connection.fetchval(_LAST_POSITION, account)
         rows = await connection.fetch(CONVERSATIONS, account, after)
     return last, [ConversationRow(*tuple(row)[:-1]) for row in rows]
 
