@@ -12,6 +12,7 @@ serve: $(VENV)/serve.done
 test: check
 	@$(BIN)/python -m tests.postgres_programs || $(PIP) install --require-hashes --requirement requirements/postgres.txt
 	$(BIN)/python -m pytest
+	$(BIN)/python -m bench.guard
 
 # Format, lint and types, as CI has them.
 check: $(VENV)/test.done
@@ -23,8 +24,10 @@ format: $(VENV)/test.done
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: $(VENV)/test.done
-	$(BIN)/python -m bench
+# 20 minutes, on a machine without other work. BENCH=--quick: 4 minutes, and keeps nothing.
+bench: $(VENV)/bench.done
+	@$(BIN)/python -m tests.postgres_programs || $(PIP) install --require-hashes --requirement requirements/postgres.txt
+	$(BIN)/python -m bench $(BENCH)
 
 $(BIN)/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Turnlog needs Python 3.11 or newer: make PYTHON=…")'
@@ -37,6 +40,10 @@ $(VENV)/serve.done: requirements/serve.txt pyproject.toml | $(BIN)/python
 
 $(VENV)/test.done: requirements/test.txt $(VENV)/serve.done
 	$(PIP) install --require-hashes --requirement requirements/test.txt
+	@touch $@
+
+$(VENV)/bench.done: requirements/bench.txt $(VENV)/test.done
+	$(PIP) install --require-hashes --requirement requirements/bench.txt
 	@touch $@
 
 # Make the pinned requirements anew, from what pyproject.toml asks for.

@@ -5,4 +5,5 @@ COMPILE = $(RESOLVER) --quiet --upgrade --generate-hashes --strip-extras --allow
 all:
 	$(COMPILE) --output-file serve.txt serve.in ../pyproject.toml
 	$(COMPILE) --output-file test.txt --extra test serve.in ../pyproject.toml
+	$(COMPILE) --output-file bench.txt --extra bench --constraint test.txt serve.in ../pyproject.toml
 	$(COMPILE) --output-file postgres.txt postgres.in
