@@ -12,7 +12,7 @@ import pytest
 from tests.exercise import exercise
 from turnlog.ids import Place
 from turnlog.model import ApiKey, NewConversation, NewMessage, Participant
-from turnlog.store.protocol import AppendMessages, KeyRecord, PutConversation
+from turnlog.store.protocol import AppendMessages, KeyRecord, PutConversation, StoreFailedError
 from turnlog.store.sqlite import open_store, reads
 from turnlog.store.sqlite.migrate import migrations
 
@@ -148,3 +148,61 @@ def test_migrations_are_numbered_from_one_without_a_gap_and_run_on_an_empty_file
         assert connection.pragma("integrity_check") == "ok"
     finally:
         connection.close()
+
+
+async def _record(store: SqliteStore, batches: int) -> None:
+    """As many batches of about 0.4 MB, in conversation C of account a."""
+    await store.add_key(KeyRecord(ApiKey("key-a", "tests", "a", ("read",), 1), ()))
+    await store.append([PutConversation("a", NewConversation("external", Participant("jane"), 1), "C", 1)])
+    for batch in range(batches):
+        messages = [NewMessage("x" * 4000, "agent", "bob", n) for n in range(100)]
+        await store.append([AppendMessages("a", "C", messages, [f"M{batch}-{n}" for n in range(100)], 1)])
+
+
+def test_the_wal_is_folded_into_the_database_while_recording_goes_on(tmp_path: Path) -> None:
+    """It begins anew after some megabytes, however fast batches come: 60 MB pass through here."""
+
+    async def fill() -> None:
+        store = await _open(tmp_path)
+        await _record(store, 150)
+        sizes = [(tmp_path / name).stat().st_size for name in ("turnlog.db", "turnlog.db-wal")]
+        await store.close()
+        assert sizes[0] > 30e6, sizes
+        assert sizes[1] < 32e6, sizes
+
+    asyncio.run(fill())
+
+
+class _FailingVfs(apsw.VFS):
+    """The system's files, but for the database's own: writing to that one fails."""
+
+    def __init__(self) -> None:
+        super().__init__("failing", "")
+
+    def xOpen(self, name: str | apsw.URIFilename | None, flags: list[int]) -> apsw.VFSFile:  # noqa: N802 - SQLite's name
+        return (_FailingFile if flags[0] & apsw.SQLITE_OPEN_MAIN_DB else apsw.VFSFile)("", name, flags)
+
+
+class _FailingFile(apsw.VFSFile):
+    def xWrite(self, _data: bytes, _offset: int) -> None:  # noqa: N802 - SQLite's name
+        raise apsw.IOError("as injected")
+
+
+def test_a_checkpoint_that_fails_fails_the_store(tmp_path: Path) -> None:
+    """C05: what the database holds is unknown then; the WAL has everything and is left as it is."""
+
+    async def fill() -> None:
+        store = await _open(tmp_path)
+        store._checkpoints._beside.close()
+        vfs = _FailingVfs()
+        store._checkpoints._beside = apsw.Connection(str(tmp_path / "turnlog.db"), vfs="failing")
+        assert store._checkpoints._beside.pragma("journal_mode") == "wal"  # and from now on it knows
+        with pytest.raises(StoreFailedError):
+            await _record(store, 150)
+        with pytest.raises(StoreFailedError):
+            await store.check()
+        await store.close()
+        assert (tmp_path / "turnlog.db-wal").stat().st_size > 0
+        vfs.unregister()
+
+    asyncio.run(fill())

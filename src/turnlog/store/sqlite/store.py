@@ -1,4 +1,4 @@
-"""The embedded store put together: who writes, who reads, when the WAL is checkpointed.
+"""The embedded store put together: who writes and who reads.
 
 Recording runs on a thread of its own, so that a slow disk delays the writes that wait for it and nothing else. Reading
 runs on the caller's thread, on a second connection: in WAL mode a reader waits for nobody.
@@ -15,7 +15,8 @@ import apsw
 from turnlog.errors import SettingError
 from turnlog.store.protocol import Health, KeyRecord, StoreFailedError
 from turnlog.store.sqlite.append import Appender
-from turnlog.store.sqlite.connection import BUSY_MS, ServerLock, check_file, connect, create_file, translated
+from turnlog.store.sqlite.checkpoints import Checkpoints
+from turnlog.store.sqlite.connection import ServerLock, check_file, connect, create_file, translated
 from turnlog.store.sqlite.keys import Keys
 from turnlog.store.sqlite.migrate import is_current, migrate, refuse_half_copied, schema_version
 from turnlog.store.sqlite.reads import Reads
@@ -28,12 +29,6 @@ if TYPE_CHECKING:
     from turnlog.ids import Place
     from turnlog.model import Conversation, Message, SecretHash
     from turnlog.store.protocol import Write
-
-_CHECKPOINT_PAGES = 4000
-"""8 MiB of WAL: large enough that pages written again and again reach the database once, small enough to open fast."""
-_FORCE_CHECKPOINT_PAGES = 32_768
-"""64 MiB: by then readers are waited for, so that the WAL can start over and stays bounded."""
-_READERS_WAITED_FOR_MS = 100
 
 
 class SqliteStore:
@@ -49,8 +44,7 @@ class SqliteStore:
         self._keys = Keys(reader)
         self._worker = Worker("turnlog-writer")
         self._failure: BaseException | None = None
-        self._wal_pages = 0
-        writer.set_wal_hook(self._committed)
+        self._checkpoints = Checkpoints(path, writer, self._worker, self._failed)
 
     # Recording.
 
@@ -69,16 +63,14 @@ class SqliteStore:
         del write
         return None
 
-    def _committed(self, _connection: apsw.Connection, _name: str, pages: int) -> int:
-        self._wal_pages = pages
-        return apsw.SQLITE_OK
+    def _failed(self, failure: BaseException) -> None:
+        self._failure = failure
+        self._checkpoints.stop()
 
     async def append(self, writes: Sequence[Write]) -> list[object]:
         """See protocol.Recorder."""
         outcomes = await self._worker.run(partial(self._append, writes))
-        if self._wal_pages >= _CHECKPOINT_PAGES:
-            # Queued behind this batch and ahead of the next: nobody's answer waits for it but the next batch's.
-            self._worker.then(self._checkpoint)
+        self._checkpoints.after_batch()
         return outcomes
 
     def _append(self, writes: Sequence[Write]) -> list[object]:
@@ -88,28 +80,8 @@ class SqliteStore:
             with translated():
                 return self._appender.append(writes)
         except StoreFailedError as failure:
-            self._failure = failure
+            self._failed(failure)
             raise
-
-    def _checkpoint(self) -> None:
-        if self._wal_pages < _CHECKPOINT_PAGES or self._failure is not None:
-            return
-        forced = self._wal_pages >= _FORCE_CHECKPOINT_PAGES
-        mode = apsw.SQLITE_CHECKPOINT_RESTART if forced else apsw.SQLITE_CHECKPOINT_PASSIVE
-        self._writer.set_busy_timeout(_READERS_WAITED_FOR_MS)
-        try:
-            self._writer.wal_checkpoint(mode=mode)
-        except apsw.BusyError:
-            pass  # a reader stood in the way; the next batch asks again
-        except apsw.FullError:
-            pass  # the WAL still has everything; recording answers for the full disk
-        except apsw.Error as error:
-            # A failed sync of the database: what the kernel did with the pages is unknown, the WAL still has them.
-            self._failure = error
-        else:
-            self._wal_pages = 0
-        finally:
-            self._writer.set_busy_timeout(BUSY_MS)
 
     # Reading.
 
@@ -206,12 +178,15 @@ class SqliteStore:
         After a failure the WAL is left as it is: it has everything that was acknowledged, and a sync that succeeds
         after one that failed proves nothing.
         """
+        await self._checkpoints.finish()  # which may give the recording thread its last call
         await self._worker.close()
+        connections = (self._reader, self._checkpoints.connection, self._writer)
         if self._failure is not None:
-            for connection in (self._reader, self._writer):
+            for connection in connections:
                 connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
-        self._reader.close()
-        self._writer.close()
+        for connection in connections:
+            connection.close()
+        self._checkpoints.close()
         self._lock.release()
 
 

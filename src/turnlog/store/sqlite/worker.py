@@ -25,11 +25,14 @@ class Worker:
     def __init__(self, name: str) -> None:
         self._calls: SimpleQueue[_Call | None] = SimpleQueue()
         # A daemon: where the process ends without ``close``, a batch under way is a batch that was never answered.
+        self._closed = False
         self._thread = Thread(target=self._work, name=name, daemon=True)
         self._thread.start()
 
     def run(self, call: Callable[[], T]) -> asyncio.Future[T]:
-        """What ``call`` returns or raises, once it is its turn."""
+        """What ``call`` returns or raises, once it is its turn. Raises RuntimeError after ``close``."""
+        if self._closed:
+            raise RuntimeError(f"{self._thread.name} has ended")
         future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
         self._calls.put((call, future))
         return future
@@ -40,6 +43,7 @@ class Worker:
 
     async def close(self) -> None:
         """Carry out what is waiting, then end."""
+        self._closed = True
         self._calls.put(None)
         await asyncio.to_thread(self._thread.join)
 
@@ -47,7 +51,7 @@ class Worker:
         while (given := self._calls.get()) is not None:
             call, future = given
             if future is None:
-                call()
+                call()  # raises nothing, by its own promise
                 continue
             outcome, failure = None, None
             try:
