@@ -27,14 +27,14 @@ from turnlog.store.protocol import (
 from turnlog.writer import RETRY_AFTER_S
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+    from collections.abc import Awaitable, Callable, Sequence
 
     from turnlog.ids import Ulids
     from turnlog.model import ApiKey, Conversation, Message, NewAuthentication, NewConversation, NewMessage
     from turnlog.store.protocol import Reader
     from turnlog.writer import Writer
 
-PART_MESSAGES = 250
+PART_MESSAGES = 100
 PART_CHARS = 1024 * 1024
 """What a listing reads at a time: bounds its memory, and how long it keeps others waiting."""
 FORGET_INTERVAL_S = 60.0
@@ -70,6 +70,50 @@ class _AskingTheStore:
 
 
 _asking_the_store = _AskingTheStore()
+
+
+class Listing:
+    """A conversation, or a page of it, in parts.
+
+    A part is bounded in messages and characters: a listing of any length takes little memory, and nobody waits long.
+    Not an asynchronous generator: one that is not read to its end costs a task of its own to be closed.
+    """
+
+    def __init__(
+        self, reader: Reader, account: str, conversation: str, start: Place | None, limit: int | None, newest: int
+    ) -> None:
+        self._reader = reader
+        self._account = account
+        self._conversation = conversation
+        self._after = start
+        self._left = limit
+        self._newest = newest
+
+    async def part(self) -> Part:
+        """The next part, up to the ``last``. Raises NotFoundError."""
+        left = self._left
+        wanted = PART_MESSAGES if left is None else min(PART_MESSAGES, left + 1)
+        with _asking_the_store:
+            found = await self._reader.messages(
+                self._account,
+                self._conversation,
+                after=self._after,
+                limit=wanted,
+                up_to=self._newest,
+                max_chars=PART_CHARS,
+            )
+        if found is None:
+            raise no_such_conversation()
+        if left is not None and len(found) > left:
+            found = found[:left]  # the one more shows that there is more
+            end = Place(found[-1].client_at, found[-1].position) if found else self._after
+            scope = f"{self._account}/{self._conversation}"
+            return Part(found, cursor(end, scope) if end is not None else None, last=True)
+        last = len(found) < wanted and sum([len(message.text) for message in found]) <= PART_CHARS
+        if not last:
+            self._after = Place(found[-1].client_at, found[-1].position)
+            self._left = None if left is None else left - len(found)
+        return Part(found, None, last=last)
 
 
 class Service:
@@ -179,38 +223,17 @@ class Service:
 
     async def list_messages(
         self, key: ApiKey, conversation_id: str, *, limit: int | None = None, after: str | None = None
-    ) -> AsyncIterator[Part]:
+    ) -> Listing:
         """The conversation as it was at the call, by ``client_at``, then in order of arrival; in parts, at least one.
 
-        With ``limit`` a page, whose last part has the cursor behind it where there is more. A part is bounded in
-        messages and characters, so that a listing of any length takes little memory. Raises NotFoundError, and
-        MalformedParameterError where ``after`` is no cursor of this conversation, before the first part.
+        With ``limit`` a page, whose last part has the cursor behind it where there is more. Raises NotFoundError where
+        the first part is read, MalformedParameterError where ``after`` is no cursor of this conversation.
         """
         scope = f"{key.account}/{conversation_id}"
         start = None if after is None else _place(after, scope)
         with _asking_the_store:
             newest = await self._reader.last_position(key.account)
-        left = limit
-        while True:
-            wanted = PART_MESSAGES if left is None else min(PART_MESSAGES, left + 1)
-            with _asking_the_store:
-                found = await self._reader.messages(
-                    key.account, conversation_id, after=start, limit=wanted, up_to=newest, max_chars=PART_CHARS
-                )
-            if found is None:
-                raise no_such_conversation()
-            last = len(found) < wanted and sum([len(message.text) for message in found]) <= PART_CHARS
-            if left is not None and len(found) > left:
-                found = found[:left]  # the one more shows that there is more
-                end = Place(found[-1].client_at, found[-1].position) if found else start
-                yield Part(found, cursor(end, scope) if end is not None else None, last=True)
-                return
-            yield Part(found, None, last=last)
-            if last:
-                return
-            if left is not None:
-                left -= len(found)
-            start = Place(found[-1].client_at, found[-1].position)
+        return Listing(self._reader, key.account, conversation_id, start, limit, newest)
 
     async def conversation_id_of(self, key: ApiKey, external_id: str) -> str:
         """The id of the conversation with this external id. Raises NotFoundError."""

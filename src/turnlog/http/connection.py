@@ -29,6 +29,7 @@ class Connection(asyncio.Protocol):
         self._idle_timer: asyncio.TimerHandle | None = None
         self._arrival: asyncio.TimerHandle | None = None
         self._arrival_bytes = 0
+        self._arrival_timeout_s = 0.0
         self._slow_reader: asyncio.TimerHandle | None = None
         self._unsent_bytes = 0
         self._linger: asyncio.TimerHandle | None = None
@@ -67,19 +68,20 @@ class Connection(asyncio.Protocol):
             self._idle_timer = self.loop.call_later(self.limits.keep_alive_s, self._check_idle)
 
     def _check_idle(self) -> None:
-        self._idle_timer = None
-        if not self.is_idle():
-            return  # it looks again once it is
         left_s = self._idle_since + self.limits.keep_alive_s - self.loop.time()
+        if not self.is_idle():
+            left_s = self.limits.keep_alive_s
+        self._idle_timer = None
         if left_s > 0:
             self._idle_timer = self.loop.call_later(left_s, self._check_idle)
         else:
-            self.transport.close()
+            self.close()
 
     def expect_more(self, timeout_s: float) -> None:
         """Something has begun, or has to begin, to arrive: ``late`` hears of it unless it has ``arrived`` by then."""
         if self._arrival is None:
             self._arrival_bytes = 0
+            self._arrival_timeout_s = timeout_s
             self._arrival = self.loop.call_later(timeout_s, self._late, timeout_s)
 
     def arriving(self, count: int) -> None:
@@ -92,6 +94,12 @@ class Connection(asyncio.Protocol):
             self._arrival.cancel()
             self._arrival = None
 
+    def expect_afresh(self) -> None:
+        """What is expected was not taken meanwhile: it has all its time again."""
+        if self._arrival is not None:
+            self.arrived()
+            self.expect_more(self._arrival_timeout_s)
+
     def _late(self, waited_s: float) -> None:
         self._arrival = None
         self.late(waited_s, self._arrival_bytes)
@@ -102,17 +110,18 @@ class Connection(asyncio.Protocol):
         """The peer does not take what it is sent: it has ``write_timeout_s`` to go on."""
         self.write_paused = True
         if self._slow_reader is None:
-            self._unsent_bytes = self.transport.get_write_buffer_size()
-            self._slow_reader = self.loop.call_later(self.limits.write_timeout_s, self._check_reader)
+            self._watch_reader()
+
+    def _watch_reader(self) -> None:
+        self._unsent_bytes = self.transport.get_write_buffer_size()
+        self._slow_reader = self.loop.call_later(self.limits.write_timeout_s, self._check_reader)
 
     def _check_reader(self) -> None:
         """A peer that takes something, however slowly, is waited for; one that takes nothing is not."""
-        unsent = self.transport.get_write_buffer_size()
-        if unsent >= self._unsent_bytes:
+        if self.transport.get_write_buffer_size() >= self._unsent_bytes:
             self.transport.abort()
-            return
-        self._unsent_bytes = unsent
-        self._slow_reader = self.loop.call_later(self.limits.write_timeout_s, self._check_reader)
+        else:
+            self._watch_reader()
 
     def resume_writing(self) -> None:
         """The peer goes on reading."""
@@ -134,10 +143,16 @@ class Connection(asyncio.Protocol):
 
     # How it ends.
 
+    def close(self) -> None:
+        """Close it once its peer has taken what it was sent; one that takes nothing any more is cut off."""
+        self.transport.close()
+        if self._slow_reader is None and self.transport.get_write_buffer_size():
+            self._watch_reader()
+
     def close_gently(self) -> None:
         """Close our side and let the peer finish: closed with bytes unread, the kernel's reset would eat the answer."""
         if not self.transport.can_write_eof():
-            self.transport.close()
+            self.close()
             return
         self.transport.write_eof()
         self._linger = self.loop.call_later(LINGER_S, self.transport.abort)

@@ -1,4 +1,4 @@
-"""Connections for one of several workers that share a listening socket, in even shares.
+"""Takes connections, many in a turn; those of several workers that share a listening socket take even shares.
 
 Left alone, whoever wakes first takes what there is: of 64 connections opened at once, one of two workers had up to 64,
 and a connection stays where it was taken. So each worker writes down in shared memory how many it has, and one that
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 _LEAD = 2
 """How many more than another a worker may have and still take the next."""
+_AT_ONCE = 64
+"""How many are taken in a turn of the event loop: one a turn, each would wait for the requests of all before it."""
 _LEAVE_S = 0.001
 """How long a connection is left to another worker."""
 _EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
@@ -82,11 +84,13 @@ class Intake:
         return count
 
     def _waiting(self) -> None:
-        """A connection waits: take it, unless another worker should."""
-        if self._note() < self._shares.fewest() + _LEAD:
-            self._take()
-        else:
-            self._pause(_LEAVE_S)
+        """Connections wait: take them, but for those that another worker should."""
+        for _ in range(_AT_ONCE):
+            if self._note() >= self._shares.fewest() + _LEAD:
+                self._pause(_LEAVE_S)
+                return
+            if not self._take():
+                return
 
     def _pause(self, seconds: float) -> None:
         self._loop.remove_reader(self._listener)
@@ -98,7 +102,8 @@ class Intake:
         self._loop.add_reader(self._listener, self._waiting)
         self._take()
 
-    def _take(self) -> None:
+    def _take(self) -> bool:
+        """Whether there was one."""
         try:
             connection, _ = self._listener.accept()
         except OSError as error:  # usually EAGAIN: another worker was quicker
@@ -107,13 +112,14 @@ class Intake:
                     _log.error("cannot_accept", error=str(error))
                 self._exhausted = True
                 self._pause(_EXHAUSTED_S)
-            return
+            return False
         self._exhausted = False
         connection.settimeout(0)
         handing_over = self._loop.create_task(self._hand_over(connection))
         self._arriving.add(handing_over)
         handing_over.add_done_callback(self._arriving.discard)
         self._note()
+        return True
 
     async def _hand_over(self, connection: socket.socket) -> None:
         try:

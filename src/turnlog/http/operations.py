@@ -11,7 +11,7 @@ from turnlog.http.bodies import BodyReader
 from turnlog.http.representations import conversation_view, encode, message_view
 from turnlog.http.responses import Response
 from turnlog.model import Permission
-from turnlog.service import Part, Service
+from turnlog.service import Listing, Part, Service
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
@@ -104,11 +104,11 @@ async def _listing(context: Context, request: Request, conversation_id: str) -> 
     limit, after = query.limit(), query.one("after")
     if after is not None and limit is None:
         limit = DEFAULT_PAGE_MESSAGES
-    parts = context.service.list_messages(request.key, conversation_id, limit=limit, after=after)
-    first = await anext(parts)
+    listing = await context.service.list_messages(request.key, conversation_id, limit=limit, after=after)
+    first = await listing.part()
     if first.last:
         return Response(b'{"items":[' + _items(first) + _end(first))
-    return Response(stream=_stream(first, parts))
+    return Response(stream=_stream(first, listing))
 
 
 def _items(part: Part) -> bytes:
@@ -119,10 +119,11 @@ def _end(part: Part) -> bytes:
     return b"]}" if part.next_cursor is None else b'],"nextCursor":"%s"}' % part.next_cursor.encode()
 
 
-async def _stream(first: Part, rest: AsyncIterator[Part]) -> AsyncIterator[bytes]:
+async def _stream(first: Part, listing: Listing) -> AsyncIterator[bytes]:
     yield b'{"items":[' + _items(first)
     part = first
-    async for part in rest:
+    while not part.last:
+        part = await listing.part()
         if part.items:
             yield b"," + _items(part)
         await asyncio.sleep(0)  # a fast reader never makes the socket wait: let the others have their turn

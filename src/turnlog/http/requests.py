@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 _SHORT = 128
 """Bytes of a query that is worth remembering: a page size, not a cursor."""
+MAX_WAITING_BYTES = 64 * 1024
+"""What has come of a body and is not taken yet, before the connection is not read any more."""
 NO_OPERATION = "none"
 """The operation, in metrics and logs, of a request that met none."""
 
@@ -52,6 +54,7 @@ class Request:
 
     __slots__ = (
         "_arrived",
+        "_arrived_bytes",
         "_on_body_wanted",
         "_single",
         "_wanted",
@@ -95,6 +98,7 @@ class Request:
         self.keep_alive = keep_alive and version != "1.0"
         self._on_body_wanted = on_body_wanted
         self._arrived: list[bytes] = []
+        self._arrived_bytes = 0
         self._wanted: asyncio.Future[None] | None = None
         self.complete = False
         self.gone = False
@@ -113,12 +117,23 @@ class Request:
     def feed(self, part: bytes) -> None:
         """A part of the body came."""
         self._arrived.append(part)
+        self._arrived_bytes += len(part)
         self._wake()
+
+    @property
+    def is_full(self) -> bool:
+        """Whether more of the body has come than should wait for a request that does not take it yet."""
+        return self._arrived_bytes > MAX_WAITING_BYTES
 
     def end(self) -> None:
         """The body is complete."""
         self.complete = True
         self._wake()
+
+    def drop(self) -> None:
+        """Keep nothing of the body any more."""
+        self._arrived.clear()
+        self._arrived_bytes = 0
 
     def lose(self) -> None:
         """The client is gone, or is not to be answered any more."""
@@ -174,19 +189,23 @@ class Request:
         Raises UnsupportedMediaTypeError, BodyTooLargeError, OverloadedError where all bodies under way take too much,
         ClientGoneError.
         """
-        body = b"".join(self._arrived) if self.complete else await self._gather()
+        body = self._take() if self.complete else await self._gather()
         if len(body) > self.max_body_bytes:
             raise self._too_large()
         self._check_media_type(body)
         return body
+
+    def _take(self) -> bytes:
+        taken = b"".join(self._arrived)
+        self.drop()
+        return taken
 
     async def _gather(self) -> bytes:
         """Take the parts as they come, so that a body over a limit is refused before all of it is here."""
         body, taken = bytearray(), 0
         try:
             while True:
-                body += b"".join(self._arrived)
-                self._arrived.clear()
+                body += self._take()
                 if len(body) > self.max_body_bytes:
                     raise self._too_large()
                 if self.gone:

@@ -8,7 +8,7 @@ import signal
 from email.utils import formatdate
 from typing import TYPE_CHECKING, NamedTuple
 
-from turnlog.http.intake import Intake
+from turnlog.http.intake import Intake, Shares
 from turnlog.http.protocol import Protocol
 from turnlog.http.traffic import Traffic
 
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 
     from turnlog.config import Config
     from turnlog.http.app import App
-    from turnlog.http.intake import Shares
     from turnlog.metrics import Metrics
 
 
@@ -73,19 +72,16 @@ class Server:
     async def serve(self, listener: socket.socket) -> None:
         """Listen until told to stop; return when everything is answered, ``drain_timeout_s`` later at the latest."""
         loop = asyncio.get_running_loop()
+        self._traffic.date = formatdate(usegmt=True).encode()
         date = loop.create_task(self._keep_date())
         with self._signals(loop):
-            if self._share is None:
-                taking = await loop.create_server(lambda: self._connection(loop), sock=listener, backlog=BACKLOG)
-                close = taking.close
-            else:
-                intake = Intake(listener, lambda: self._connection(loop), lambda: self.open_connections, *self._share)
+            listener.settimeout(0)
+            listener.listen(BACKLOG)
+            share = self._share or Share(Shares(1), 1)
+            intake = Intake(listener, lambda: self._connection(loop), lambda: self.open_connections, *share)
             self._on_started()
             await self._stop.wait()
-            if self._share is None:
-                close()
-            else:
-                await intake.close()
+            await intake.close()
             await self._drain(loop)
         date.cancel()
 
@@ -94,8 +90,8 @@ class Server:
 
     async def _keep_date(self) -> None:
         while True:
-            self._traffic.date = formatdate(usegmt=True).encode()
             await asyncio.sleep(_DATE_INTERVAL_S)
+            self._traffic.date = formatdate(usegmt=True).encode()
 
     @contextlib.contextmanager
     def _signals(self, loop: asyncio.AbstractEventLoop) -> Iterator[None]:
@@ -115,6 +111,7 @@ class Server:
 
     async def _drain(self, loop: asyncio.AbstractEventLoop) -> None:
         traffic = self._traffic
+        traffic.stopping = True
         for connection in list(traffic.connections):
             connection.shutdown()
         await self._wait(loop.time() + self._limits.drain_timeout_s)

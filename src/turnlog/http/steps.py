@@ -32,12 +32,11 @@ class Steps:
 
     def cancel(self) -> None:
         """Raise CancelledError where the coroutine waits."""
-        if self._awaited is None:
+        if self._awaited is None or not self._awaited.cancel():
             self._cancelled = True
-        else:
-            self._awaited.cancel()
 
     def _step(self, _done: asyncio.Future[Any] | None = None) -> None:
+        self._awaited = None
         try:
             if self._cancelled:
                 self._cancelled = False

@@ -22,6 +22,8 @@ class Traffic:
         self.metrics = metrics
         self.connections: set[Connection] = set()
         self.under_way: set[Steps] = set()
+        self.stopping = False
+        """Whether nobody is to stay."""
         self.date = b""
         """The value of the ``date`` header."""
 

@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from turnlog.config import Config
     from turnlog.ids import Ulids
     from turnlog.model import NewConversation
-    from turnlog.service import Part
     from turnlog.targets.protocol import Target
 
 T = TypeVar("T")
@@ -124,12 +123,11 @@ class _StoreTarget:
 
     def recorded(self, conversation_id: str) -> Iterator[NewMessage]:
         """See Target."""
-        parts = self._service.list_messages(self._key, conversation_id)
-
-        async def following() -> Part | None:
-            return await anext(parts, None)
-
-        while (part := self._do(following)) is not None:
+        listing = self._do(lambda: self._service.list_messages(self._key, conversation_id))
+        last = False
+        while not last:
+            part = self._do(listing.part)
+            last = part.last
             for found in part.items:
                 yield NewMessage(found.text, found.role, found.sender, found.client_at)
 
