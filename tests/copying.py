@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 KINDS_OF_ROWS = (
     "messages", "conversation changes", "conversations", "authentications", "idempotency keys", "API keys",
+    "webhooks",
 )  # fmt: skip
 TEXTS = (
     'Grüße, "ok"? \\ \t\r\n',

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from msgspec import structs
 
 from turnlog.ids import Place
-from turnlog.model import ApiKey, NewAuthentication, NewConversation, NewMessage, Participant
+from turnlog.model import ApiKey, LogFilter, NewAuthentication, NewConversation, NewMessage, Participant
 from turnlog.store.protocol import (
     AppendMessages,
     ForgetIdempotency,
@@ -18,7 +18,14 @@ from turnlog.store.protocol import (
 )
 
 if TYPE_CHECKING:
+    from turnlog.model import EventType
     from turnlog.store.protocol import Store
+
+_TYPES: tuple[frozenset[EventType] | None, ...] = (
+    None,
+    frozenset({"message.created"}),
+    frozenset({"conversation.created"}),
+)
 
 
 async def exercise(store: Store) -> None:
@@ -41,4 +48,16 @@ async def exercise(store: Store) -> None:
     assert await store.last_position("a") > 0
     for after in (None, Place(1, 2)):
         assert await store.messages("a", "C", after=after, limit=2, up_to=100)
+    await _read_the_log(store)
     assert await store.append([ForgetIdempotency(100)]) == [3]  # a repeat was refused, and used up no key
+
+
+async def _read_the_log(store: Store) -> None:
+    """From the beginning of all that is kept, near and far, whole and by every filter."""
+    assert await store.log_name()
+    assert await store.log_start("a") == 0
+    filters = [LogFilter(types, *names) for types in _TYPES for names in ((), ("C",), ("C", "external"))]
+    for wanted in [*filters, LogFilter(external_id="external")]:
+        for up_to in (4, 1_000_000):
+            part = await store.log("a", wanted, after=0, up_to=up_to, limit=2, max_chars=1000)
+            assert part.entries, (wanted, up_to)

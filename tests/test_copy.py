@@ -133,6 +133,7 @@ def test_a_copy_answers_as_its_source_did_and_goes_on(original: tuple[str, Conte
         "authentications": 2 * 3 * 3,
         "idempotency keys": 2 * 2,
         "API keys": 4,
+        "webhooks": 0,
     }
     assert summary["copied"] == counts(summary)["messages"] + counts(summary)["conversation changes"]
     checked(contents, target)

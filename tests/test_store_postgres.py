@@ -15,7 +15,7 @@ from tests.exercise import exercise
 from turnlog.ids import Place
 from turnlog.model import ApiKey, NewConversation, NewMessage, Participant
 from turnlog.store.connect import open_store
-from turnlog.store.postgres import PostgresStore, accounts, append, reads
+from turnlog.store.postgres import PostgresStore, accounts, append, log, reads
 from turnlog.store.postgres.store import READING, RECORDING
 from turnlog.store.protocol import AppendMessages, KeyRecord, PutConversation
 
@@ -26,7 +26,7 @@ pytestmark = pytest.mark.postgresql_only("the promises of this one store")
 
 PLANNED = ("SELECT", "INSERT", "UPDATE", "DELETE", "WITH")
 # What is the same for all accounts: small, read seldom, and copied to every node of an engine that distributes.
-EVERYWHERE = {"account", "api_key", "keys_version", "schema_version", "copying"}
+EVERYWHERE = {"account", "api_key", "keys_version", "schema_version", "copying", "log_name"}
 # Each finds what it wants by its key alone, and reads nothing besides.
 LOOK_UPS = (
     reads.CONVERSATION,
@@ -35,6 +35,13 @@ LOOK_UPS = (
     reads.PAGE,
     accounts.NUMBERS,
     append.BY_EXTERNAL_ID,
+)
+READ_ALONE = (
+    log.NUMBER_BY_ID.one,
+    log.NUMBER_BY_EXTERNAL_ID.one,
+    log.PLACES,
+    *log.OF_ALL.values(),
+    *log.OF_MANY.values(),
 )
 
 
@@ -99,7 +106,7 @@ def test_every_look_up_is_an_index_search_within_one_account(new_store: Callable
             continue
         assert node["Node Type"] in ("Index Scan", "Index Only Scan"), (query, node)
         assert re.search(r"\baccount = ", node["Index Cond"]), (query, node)
-    for query in [statement for each in LOOK_UPS for statement in (each.one, each.many)]:
+    for query in [*(statement for each in LOOK_UPS for statement in (each.one, each.many)), *READ_ALONE]:
         assert not any("Filter" in node for node in plans[query] if "Index Name" in node), (query, plans[query])
 
 
@@ -126,7 +133,7 @@ def test_every_key_begins_with_the_account(new_store: Callable[[], str]) -> None
 
     keys = asyncio.run(look())
     assert {table for table, _, _ in keys} > {"log", "message", "conversation", "idempotency", "account"}
-    one_row = {"keys_version", "schema_version", "copying"}
+    one_row = {"keys_version", "schema_version", "copying", "log_name", "webhooks_version"}
     assert [key for key in keys if key[2] != "account" and key[0] not in one_row] == []
 
 

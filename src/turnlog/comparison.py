@@ -13,13 +13,23 @@ from typing import TYPE_CHECKING, TypeVar
 import msgspec
 
 from turnlog.store.protocol import KeyRecord
-from turnlog.store.transfer import AuthenticationRow, ChangeEntry, ConversationRow, IdempotencyRow, MessageEntry
+from turnlog.store.transfer import (
+    AuthenticationRow,
+    BlockedRow,
+    ChangeEntry,
+    ConversationRow,
+    DeadRow,
+    IdempotencyRow,
+    MessageEntry,
+    WebhookRow,
+)
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
 
 T = TypeVar("T")
-Row = MessageEntry | ChangeEntry | ConversationRow | AuthenticationRow | IdempotencyRow | KeyRecord
+OfWebhook = WebhookRow | BlockedRow | DeadRow
+Row = MessageEntry | ChangeEntry | ConversationRow | AuthenticationRow | IdempotencyRow | KeyRecord | OfWebhook
 
 _lines = msgspec.json.Encoder().encode_lines
 
@@ -123,7 +133,9 @@ def _place(row: Row) -> tuple[int, str]:
     """Where the row stands among its kind; keys and authentications have no place but their turn."""
     if isinstance(row, IdempotencyRow):
         return 0, row.key
-    return (0, "") if isinstance(row, AuthenticationRow | KeyRecord) else (row.position, "")
+    if isinstance(row, BlockedRow):
+        return 0, row.conversation
+    return (0, "") if isinstance(row, AuthenticationRow | KeyRecord | WebhookRow) else (row.position, "")
 
 
 def _name(row: Row) -> str:
@@ -135,7 +147,17 @@ def _name(row: Row) -> str:
         return f"an authentication in the conversation {row.conversation}"
     if isinstance(row, IdempotencyRow):
         return f"the idempotency key {row.key!r}"
+    if isinstance(row, OfWebhook):
+        return _name_of_webhook(row)
     return f"the key {row.key.id}" if isinstance(row, KeyRecord) else f"the conversation {row.id}"
+
+
+def _name_of_webhook(row: OfWebhook) -> str:
+    if isinstance(row, WebhookRow):
+        return f"the webhook {row.id}"
+    if isinstance(row, BlockedRow):
+        return f"the blocked conversation {row.conversation} of a webhook"
+    return f"the dead letter at position {row.position} of a webhook"
 
 
 async def aligned(

@@ -78,6 +78,7 @@ class Copier:
         await self._target.begin(self._source.shown, self._now_us())
         accounts = await self._source.accounts()  # one that comes into being from here on waits for the next run
         await self._put_keys()
+        await self._target.put_log_name(await self._source.log_name())
         starts = {account: await self._target.last_position(account) for account in accounts}
         ends = {account: await self._source.last_position(account) for account in accounts}
         self._copied = dict(starts)
@@ -206,8 +207,9 @@ class Copier:
                 self._on_progress(VERIFYING, done, total)
         authentications, api_keys = Comparison("authentications"), Comparison("API keys")
         await self._compare_authentications(authentications)
+        webhooks = await self._put_webhooks()
         api_keys.take(*await self._put_keys())
-        return [one.check for one in (messages, changes, conversations, authentications, keys, api_keys)]
+        return [one.check for one in (messages, changes, conversations, authentications, keys, api_keys, webhooks)]
 
     async def _log(self, store: Source, account: str, after: int) -> AsyncIterator[list[Entry]]:
         """The account's entries behind ``after``, as far as they are copied."""
@@ -257,6 +259,30 @@ class Copier:
             comparison.take(ours, theirs)
             after = up_to
         await self._target.put_idempotency(account, after=after, up_to=None, rows=[])
+
+    async def _put_webhooks(self) -> Comparison:
+        """Make the target's webhooks the source's, as they stand now, each page of what belongs to one read back.
+
+        A webhook's cursor is read before what it has left behind itself, so that nothing undelivered is missed.
+        """
+        comparison = Comparison("webhooks")
+        ours = await self._source.webhooks()
+        ours = [row for row in ours if row.account in self._copied]  # others' accounts wait for the next run
+        for account in {row.account for row in ours}:
+            await self._follow(account)
+        await self._target.put_webhooks(ours)
+        comparison.take(ours, await self._target.webhooks())
+        for webhook in ours:
+            conversation, position = "", 0
+            while blocked := await self._source.blocked(webhook, after=conversation):
+                await self._target.add_blocked(webhook, blocked)
+                comparison.take(blocked, await self._target.blocked(webhook, after=conversation))
+                conversation = blocked[-1].conversation
+            while dead := await self._source.dead(webhook, after=position):
+                await self._target.add_dead(webhook, dead)
+                comparison.take(dead, await self._target.dead(webhook, after=position))
+                position = dead[-1].position
+        return comparison
 
     async def _idempotency_there(self, account: str, after: str, up_to: str, expected: int) -> list[IdempotencyRow]:
         """The target's, behind ``after`` and up to ``up_to``; not all of them where there are more than expected."""

@@ -84,6 +84,12 @@ class AlreadyRecordedError(Error):
     code = "409-01"
 
 
+class GoneError(Error):
+    """The cursor is a good one, and what comes behind it is not kept any more."""
+
+    code = "410-01"
+
+
 class BodyTooLargeError(Error):
     """The body is over the limit."""
 

@@ -66,10 +66,11 @@ class Place(NamedTuple):
 
 
 class NotACursorError(ValueError):
-    """The text is no cursor of this conversation."""
+    """The text is no cursor of this conversation, or of this log."""
 
 
 _PLACE = struct.Struct(">qq")
+_POSITION = struct.Struct(">q")
 _TAG_BYTES = 8
 
 
@@ -96,3 +97,32 @@ def place(text: str, conversation: str) -> Place:
     if len(raw) != _PLACE.size + _TAG_BYTES or not hmac.compare_digest(tag, _tag(payload, conversation)):
         raise NotACursorError(text)
     return Place(*_PLACE.unpack(payload))
+
+
+class LogCursors:
+    """Positions of one account's log as opaque texts, which are at once the ids of the events there.
+
+    ``log_name`` is the store's: another store, restored or new, takes none of them for its own.
+    """
+
+    def __init__(self, log_name: str, account: str) -> None:
+        self._tagged = hashlib.blake2b(f"{log_name}/{account}".encode(), digest_size=_TAG_BYTES, person=b"turnlog log")
+
+    def cursor(self, position: int) -> str:
+        """The place behind ``position``; 22 characters that stand in no need of quoting."""
+        payload = _POSITION.pack(position)
+        tag = self._tagged.copy()
+        tag.update(payload)
+        return base64.urlsafe_b64encode(payload + tag.digest())[:22].decode()
+
+    def position(self, text: str) -> int:
+        """What ``cursor`` gave this text for. Raises NotACursorError."""
+        try:
+            raw = base64.b64decode(text + "==", altchars=b"-_", validate=True)
+            position = int(_POSITION.unpack_from(raw)[0])
+            same = hmac.compare_digest(text.encode(), self.cursor(position).encode())
+        except (binascii.Error, ValueError, struct.error):
+            raise NotACursorError(text) from None
+        if not same:
+            raise NotACursorError(text)
+        return position

@@ -12,9 +12,12 @@ import msgspec
 Role = Literal["agent", "customer", "system"]
 ROLES: tuple[Role, ...] = get_args(Role)
 
-Permission = Literal["conversations:write", "messages:write", "read", "admin"]
+Permission = Literal["conversations:write", "messages:write", "read", "feed", "admin"]
 PERMISSIONS: tuple[Permission, ...] = get_args(Permission)
 DEFAULT_PERMISSIONS: tuple[Permission, ...] = ("conversations:write", "messages:write", "read")
+
+EventType = Literal["conversation.created", "conversation.updated", "message.created"]
+EVENT_TYPES: tuple[EventType, ...] = get_args(EventType)
 
 MAX_ID_CHARS = 255
 """External ids, conversation ids and names; the published documents name no limit, the index needs one."""
@@ -76,6 +79,28 @@ class Message(msgspec.Struct, frozen=True, gc=False):
     created_at: int
 
 
+class Entry(msgspec.Struct, frozen=True):
+    """One entry of an account's log: what happened, when (the server's time), and the object as it was then."""
+
+    position: int
+    type: EventType
+    at: int
+    conversation_id: str
+    external_id: str
+    subject: Message | Conversation
+
+
+class LogFilter(msgspec.Struct, frozen=True):
+    """Which entries of a log are wanted: of which types, of which conversation; ``None`` is "of all"."""
+
+    types: frozenset[EventType] | None = None
+    conversation_id: str | None = None
+    external_id: str | None = None
+
+
+EVERYTHING = LogFilter()
+
+
 class NewAuthentication(msgspec.Struct, frozen=True):
     """The fact that a customer authenticated: who, and which parts were sent, never what was in them."""
 
@@ -104,3 +129,49 @@ class ApiKey(msgspec.Struct, frozen=True):
     refuse_repeats: bool = False
     expires_at: int | None = None
     revoked_at: int | None = None
+
+
+class SigningSecret(msgspec.Struct, frozen=True):
+    """What a webhook's requests are signed with, ``whsec_…``; ``expires_at`` is set by a rotation."""
+
+    secret: str
+    created_at: int
+    expires_at: int | None = None
+
+
+class Webhook(msgspec.Struct, frozen=True):
+    """A subscription to an account's log. ``types`` ``None`` is "all"; ``disabled`` says why, where it is."""
+
+    id: str
+    account: str
+    url: str
+    secrets: tuple[SigningSecret, ...]
+    created_at: int
+    updated_at: int
+    types: tuple[EventType, ...] | None = None
+    description: str = ""
+    disabled: str | None = None
+
+
+class Blocked(msgspec.Struct, frozen=True):
+    """A conversation that a webhook could not deliver: its events from ``position`` on wait, up to the cursor."""
+
+    conversation: str
+    position: int
+    attempts: int
+    first_failed_at: int
+    next_at: int
+    error: str
+
+
+class DeadLetter(msgspec.Struct, frozen=True):
+    """An event that a webhook has given up. ``replayed`` once somebody has asked for it to be sent again."""
+
+    position: int
+    type: EventType
+    conversation: str
+    attempts: int
+    first_failed_at: int
+    dead_at: int
+    error: str
+    replayed: bool = False

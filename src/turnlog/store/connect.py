@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from turnlog.errors import SettingError
 from turnlog.store import postgres, sqlite
 from turnlog.store.postgres import address
+from turnlog.store.protocol import KeyStore, LogReader
+from turnlog.store.webhooks import WebhookStore
 
 if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
 
-    from turnlog.store.protocol import KeyStore, Store
+    from turnlog.store.protocol import Store
     from turnlog.store.transfer import Source, Target
 
 _SQLITE = "sqlite:///"
@@ -70,11 +72,25 @@ async def open_store(url: str, *, idempotency_ttl_us: int, deadline_s: float = 1
     return await sqlite.open_store(_path(url), idempotency_ttl_us=idempotency_ttl_us)
 
 
-def open_keys(url: str, *, create: bool = False) -> AbstractAsyncContextManager[KeyStore]:
-    """The keys of the store at ``url``, also while servers run on it. Raises SettingError."""
+class KeysAndWebhooks(KeyStore, WebhookStore, LogReader, Protocol):
+    """What another process may change beside those that record, and the logs, which it may read."""
+
+
+def open_keys(url: str, *, create: bool = False) -> AbstractAsyncContextManager[KeysAndWebhooks]:
+    """The keys and webhooks of the store at ``url``, also while servers run on it. Raises SettingError."""
     if _is_postgres(url):
         return postgres.open_keys(address.parse(url), create=create)
     return sqlite.open_keys(_path(url), create=create)
+
+
+def open_log(url: str) -> AbstractAsyncContextManager[LogReader]:
+    """The logs of the store at ``url``, to be read by another process than those that record; nothing is changed.
+
+    Raises SettingError, also where the store is of an older program's schema; StoreUnavailableError.
+    """
+    if _is_postgres(url):
+        return postgres.open_log(address.parse(url))
+    return sqlite.open_log(_path(url))
 
 
 async def migrate_store(url: str) -> tuple[int, int]:

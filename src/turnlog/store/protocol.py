@@ -8,15 +8,18 @@ not say otherwise, it raises StoreUnavailableError while the store does not answ
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import msgspec
 
-from turnlog.model import ApiKey, NewAuthentication, NewConversation, NewMessage, SecretHash
+from turnlog.model import ApiKey, Entry, NewAuthentication, NewConversation, NewMessage, SecretHash
+from turnlog.store.webhooks import WebhookStore
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from turnlog.ids import Place
-    from turnlog.model import Conversation, Message
+    from turnlog.model import Conversation, LogFilter, Message
 
 
 class Idempotency(msgspec.Struct, frozen=True):
@@ -151,7 +154,47 @@ class Recorder(Protocol):
         """
 
 
-class Reader(Protocol):
+class LogPart(NamedTuple):
+    """Entries in their order, and the position up to which the log has been looked through for them."""
+
+    entries: list[Entry]
+    reached: int
+
+
+class LogReader(Protocol):
+    """The side of a store that its logs are read from: positions are gap-free, and only become visible in order."""
+
+    @property
+    def generation(self) -> int:
+        """Another number once this may be another store, or an earlier state of it: what was read may not be there."""
+
+    async def last_position(self, account: str) -> int:
+        """The position of the newest entry of the account's log; 0 where it is empty."""
+
+    async def log(
+        self, account: str, wanted: LogFilter, *, after: int, up_to: int, limit: int, max_chars: int
+    ) -> LogPart:
+        """The next entries behind position ``after`` that are ``wanted``, at most ``limit``.
+
+        ``up_to`` is a position that ``last_position`` has answered, or a lower one; none behind it is looked at. What
+        is looked through is bounded, so ``reached`` may come short of ``up_to`` with fewer than ``limit`` entries, or
+        with none. None behind the one whose text takes the sum over ``max_chars``.
+        """
+
+    async def log_start(self, account: str) -> int:
+        """The position before the first entry that is kept: 0 as long as none was ever given up."""
+
+    async def log_name(self) -> str:
+        """What tells this log from every other: made with the store, the same in its copies."""
+
+    async def follow(self, moved: Callable[[str], None]) -> None:
+        """For ever: call ``moved(account)`` soon after this or any other process recorded something in it.
+
+        Within 200 ms; where the store cannot be asked, once it can be again. It may be called for nothing.
+        """
+
+
+class Reader(LogReader, Protocol):
     """The side of a store that answers. Only what is durable is ever seen."""
 
     async def conversation(self, account: str, conversation_id: str) -> Conversation | None:
@@ -162,9 +205,6 @@ class Reader(Protocol):
 
     async def message(self, account: str, conversation_id: str, message_id: str) -> Message | None:
         """The message with this id, where it is in this conversation."""
-
-    async def last_position(self, account: str) -> int:
-        """The position of the newest entry of the account's log; 0 where it is empty."""
 
     async def messages(
         self,
@@ -208,7 +248,7 @@ class KeyStore(Protocol):
         """Add a secret to the key; the live ones end at ``old_expire_at`` at the latest. Raises as ``revoke_key``."""
 
 
-class Store(Recorder, Reader, KeyStore, Protocol):
+class Store(Recorder, Reader, KeyStore, WebhookStore, Protocol):
     """All sides of one store."""
 
     async def close(self) -> None:

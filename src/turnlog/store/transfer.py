@@ -89,6 +89,41 @@ class IdempotencyRow(msgspec.Struct, frozen=True, array_like=True, gc=False):
     created_at: int
 
 
+class WebhookRow(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """A webhook with its cursor; ``settings`` as JSON. Who works for it is not copied."""
+
+    account: str
+    id: str
+    settings: str
+    position: int
+    retry_from_at: int
+    revision: int
+
+
+class BlockedRow(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """A conversation that a webhook could not deliver."""
+
+    conversation: str
+    position: int
+    attempts: int
+    first_failed_at: int
+    next_at: int
+    error: str
+
+
+class DeadRow(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """An event that a webhook has given up."""
+
+    position: int
+    type: str
+    conversation: str
+    attempts: int
+    first_failed_at: int
+    dead_at: int
+    error: str
+    replayed: bool
+
+
 class Source(Protocol):
     """A store that is read, beside whoever records in it.
 
@@ -131,6 +166,18 @@ class Source(Protocol):
     def authentications(self) -> AsyncIterator[list[AuthenticationRow]]:
         """All of them, in pages; those of one account in the order in which they were recorded."""
 
+    async def log_name(self) -> str:
+        """See protocol.LogReader."""
+
+    async def webhooks(self) -> list[WebhookRow]:
+        """All of them, account by account, in the order of their creation there."""
+
+    async def blocked(self, webhook: WebhookRow, *, after: str) -> list[BlockedRow]:
+        """The webhook's first blocked conversations behind ``after``, in the order of their UTF-8: one page."""
+
+    async def dead(self, webhook: WebhookRow, *, after: int) -> list[DeadRow]:
+        """The webhook's first dead letters behind the position ``after``, in that order: one page."""
+
     async def close(self) -> None:
         """Let go of files and connections."""
 
@@ -160,6 +207,18 @@ class Target(Source, Protocol):
         self, account: str, *, after: str, up_to: str | None, rows: Sequence[IdempotencyRow]
     ) -> None:
         """Make the account's keys behind ``after`` and up to ``up_to`` (``None``: to the end) exactly these."""
+
+    async def put_log_name(self, name: str) -> None:
+        """Make it the log's name, so that the source's cursors are good here."""
+
+    async def put_webhooks(self, rows: Sequence[WebhookRow]) -> None:
+        """Make the webhooks exactly these, with nothing blocked and nothing dead; nobody works for them."""
+
+    async def add_blocked(self, webhook: WebhookRow, rows: Sequence[BlockedRow]) -> None:
+        """Add them to a webhook that is there."""
+
+    async def add_dead(self, webhook: WebhookRow, rows: Sequence[DeadRow]) -> None:
+        """Add them to a webhook that is there."""
 
     async def finish(self) -> None:
         """Take the mark away, once all that was written before is on the disk."""

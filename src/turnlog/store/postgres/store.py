@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import structlog
 
 from turnlog.errors import SettingError
-from turnlog.store.postgres import keys, migrate, reads
+from turnlog.store.postgres import keys, log, migrate, reads
 from turnlog.store.postgres.accounts import Accounts
 from turnlog.store.postgres.append import Appender
 from turnlog.store.postgres.connections import FREE_WITHIN_S, ConflictError, Connections, LostError
-from turnlog.store.postgres.gather import Gatherer, Kind, in_a_task
-from turnlog.store.protocol import Health, StoreUnavailableError, StoreUncertainError
+from turnlog.store.postgres.following import Moves
+from turnlog.store.postgres.gather import MOST_ROWS, Gatherer, Kind, in_a_task
+from turnlog.store.postgres.webhooks import Webhooks
+from turnlog.store.protocol import ForgetIdempotency, Health, StoreUnavailableError, StoreUncertainError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Hashable, Sequence
@@ -22,15 +24,17 @@ if TYPE_CHECKING:
     from asyncpg import Connection
 
     from turnlog.ids import Place
-    from turnlog.model import Conversation, Message, SecretHash
+    from turnlog.model import Conversation, LogFilter, Message, SecretHash
     from turnlog.store.postgres.address import Address
-    from turnlog.store.protocol import KeyRecord, Write
+    from turnlog.store.protocol import KeyRecord, LogPart, Write
 
 T = TypeVar("T")
 
 RECORDING = 4
 READING = 3
 """Connections of each kind to the database, at most; one more is for keys and health, so that no reader delays them."""
+DELIVERING = 2
+"""And these are for webhooks."""
 _CHECK_S = 1.0
 _READ_S = 5.0
 _MIGRATION_S = 3600.0
@@ -62,7 +66,10 @@ class PostgresStore:
         self._recording = Connections(address, size=RECORDING, lock_timeout_s=lock_s, check=check)
         self._reading = Connections(address, size=READING, check=check, reading=True)
         self._watching = Connections(address, check=check, reading=True)
+        self._delivering = Connections(address, size=DELIVERING, check=check, reading=True)
+        self._every = (self._recording, self._reading, self._watching, self._delivering)
         self._gatherer = Gatherer(self._read_together, size=READING, patience_s=FREE_WITHIN_S)
+        self._logs = Moves(address, lambda limit_s: self._watching.use(limit_s, commits=False))
         self._ttl_us = idempotency_ttl_us
         self._begin_anew()
         self._failure: BaseException | None = None
@@ -71,13 +78,33 @@ class PostgresStore:
         self._place = ""
         self._moves = 0
         self._migration: asyncio.Task[None] | None = None
+        self._take_in(Webhooks(self._delivering, lambda: self._accounts))
+
+    def _take_in(self, webhooks: Webhooks) -> None:
+        """What webhooks.WebhookStore promises is carried out by a part of its own."""
+        self._webhooks = webhooks
+        self.webhooks = webhooks.webhooks
+        self.add_webhook = webhooks.add_webhook
+        self.change_webhook = webhooks.change_webhook
+        self.delete_webhook = webhooks.delete_webhook
+        self.delivery = webhooks.delivery
+        self.dead_letters = webhooks.dead_letters
+        self.replay_from = webhooks.replay_from
+        self.replay_dead = webhooks.replay_dead
+        self.claim_webhooks = webhooks.claim_webhooks
+        self.release_webhooks = webhooks.release_webhooks
+        self.save_progress = webhooks.save_progress
+
+    async def webhooks_version(self) -> int:
+        """See webhooks.WebhookStore."""
+        return await self._webhooks.version() + (self._moves << 48)  # as for the keys
 
     async def start(self) -> None:
         """Make or migrate the tables where needed; where no server answers, that is done once one does.
 
         Raises SettingError where the database cannot be used.
         """
-        for connections in (self._recording, self._reading, self._watching):
+        for connections in self._every:
             await connections.open()
         try:
             await self._migrate()
@@ -88,6 +115,7 @@ class PostgresStore:
         """With nothing remembered; what is under way goes on with what it has."""
         self._accounts = Accounts()
         self._appender = Appender(self._accounts, idempotency_ttl_us=self._ttl_us)
+        self._logs.begin_anew()
 
     async def _migrate(self) -> None:
         async with self._recording.alone(_READ_S) as connection:
@@ -134,7 +162,7 @@ class PostgresStore:
         if self._place:
             self._moves += 1
             self._begin_anew()
-            for connections in (self._recording, self._reading, self._watching):
+            for connections in self._every:
                 await connections.expire()
         self._place = place
 
@@ -192,6 +220,7 @@ class PostgresStore:
             else:
                 if lost is not None:
                     _log.warning("outcome_resolved", error=str(lost), writes=len(writes))
+                self._logs.recorded({write.account for write in writes if not isinstance(write, ForgetIdempotency)})
                 return outcomes
             if self._now_s() + _RESOLVE_PAUSE_S >= deadline:
                 raise StoreUncertainError(str(lost)) from lost
@@ -230,9 +259,33 @@ class PostgresStore:
         """See protocol.Reader."""
         return await self._gatherer.ask(reads.messages, (account, conversation_id, message_id))
 
+    @property
+    def generation(self) -> int:
+        """See protocol.LogReader."""
+        return self._moves
+
     async def last_position(self, account: str) -> int:
         """See protocol.Reader."""
         return await self._gatherer.ask(reads.last_positions, account)
+
+    async def log(
+        self, account: str, wanted: LogFilter, *, after: int, up_to: int, limit: int, max_chars: int
+    ) -> LogPart:
+        """See protocol.LogReader; never together with others, which would wait for it."""
+        part = log.WantedPart(account, wanted, after, up_to, limit, max_chars)
+        return await self._gatherer.ask(log.parts, part, MOST_ROWS)
+
+    async def log_start(self, account: str) -> int:
+        """See protocol.LogReader."""
+        return await self._gatherer.ask(log.starts, account)
+
+    async def log_name(self) -> str:
+        """See protocol.LogReader."""
+        return await self._gatherer.ask(log.names, None)
+
+    async def follow(self, moved: Callable[[str], None]) -> None:
+        """See protocol.LogReader."""
+        await self._logs.follow(moved)
 
     async def messages(
         self,
@@ -298,7 +351,8 @@ class PostgresStore:
         """See protocol.Store."""
         if self._migration is not None:
             self._migration.cancel()
-        for connections in (self._recording, self._reading, self._watching):
+        await self._logs.close()
+        for connections in self._every:
             await connections.close()
         await self._gatherer.close()
 

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 import asyncpg
 
 from turnlog.errors import SettingError
-from turnlog.store.postgres import keys, migrate, transfer_reads, transfer_writes
+from turnlog.store.postgres import keys, log, migrate, transfer_reads, transfer_writes
 from turnlog.store.postgres.accounts import Accounts
+from turnlog.store.postgres.beside import refuse_other_schema
 from turnlog.store.postgres.connections import ConflictError, Connections, LostError
 from turnlog.store.postgres.reads import last_positions
 from turnlog.store.protocol import StoreUnavailableError, StoreUncertainError
@@ -22,7 +23,16 @@ if TYPE_CHECKING:
 
     from turnlog.store.postgres.address import Address
     from turnlog.store.protocol import KeyRecord
-    from turnlog.store.transfer import AuthenticationRow, ConversationRow, Entry, IdempotencyRow, Source
+    from turnlog.store.transfer import (
+        AuthenticationRow,
+        BlockedRow,
+        ConversationRow,
+        DeadRow,
+        Entry,
+        IdempotencyRow,
+        Source,
+        WebhookRow,
+    )
 
 _LIMIT_S = 60.0
 """How long one page may take."""
@@ -108,6 +118,28 @@ class PostgresSource:
                 return after, []
             return await transfer_reads.authentications(connection, number, account, after)
 
+    async def log_name(self) -> str:
+        """See transfer.Source."""
+        async with self._connection() as connection:
+            return (await log.names(connection, self._accounts, [None]))[0]
+
+    async def webhooks(self) -> list[WebhookRow]:
+        """See transfer.Source."""
+        async with self._connection() as connection:
+            return await transfer_reads.webhooks(connection)
+
+    async def blocked(self, webhook: WebhookRow, *, after: str) -> list[BlockedRow]:
+        """See transfer.Source."""
+        async with self._connection() as connection:
+            number = await self._accounts.number(connection, webhook.account)
+            return [] if number is None else await transfer_reads.blocked(connection, number, webhook.id, after)
+
+    async def dead(self, webhook: WebhookRow, *, after: int) -> list[DeadRow]:
+        """See transfer.Source."""
+        async with self._connection() as connection:
+            number = await self._accounts.number(connection, webhook.account)
+            return [] if number is None else await transfer_reads.dead(connection, number, webhook.id, after)
+
     async def close(self) -> None:
         """See transfer.Source."""
         await self._connections.close()
@@ -164,6 +196,29 @@ class PostgresTarget(PostgresSource):
             number = await self._number(connection, account)
             await transfer_writes.put_idempotency(connection, number, after, up_to, rows)
 
+    async def put_log_name(self, name: str) -> None:
+        """See transfer.Target."""
+        async with self._connection() as connection:
+            await transfer_writes.put_log_name(connection, name)
+
+    async def put_webhooks(self, rows: Sequence[WebhookRow]) -> None:
+        """See transfer.Target."""
+        async with self._connection() as connection:
+            numbers = {row.account: await self._number(connection, row.account) for row in rows}
+            await transfer_writes.put_webhooks(connection, numbers, rows)
+
+    async def add_blocked(self, webhook: WebhookRow, rows: Sequence[BlockedRow]) -> None:
+        """See transfer.Target."""
+        async with self._connection() as connection:
+            number = await self._number(connection, webhook.account)
+            await transfer_writes.add_blocked(connection, number, webhook.id, rows)
+
+    async def add_dead(self, webhook: WebhookRow, rows: Sequence[DeadRow]) -> None:
+        """See transfer.Target."""
+        async with self._connection() as connection:
+            number = await self._number(connection, webhook.account)
+            await transfer_writes.add_dead(connection, number, webhook.id, rows)
+
     async def finish(self) -> None:
         """See transfer.Target."""
         async with self._connection() as connection:
@@ -186,13 +241,7 @@ async def open_source(address: Address) -> PostgresSource:
     async with _opening(connections, address) as connection:
         state = await migrate.look(connection, address.shown)
         identity = await _identity(connection)
-    if state.version == 0:
-        raise SettingError(f"there is no store at {address.shown}")
-    if state.version < migrate.newest():
-        raise SettingError(
-            f"the store {address.shown} has schema {state.version}, an older program's: run `turnlog migrate` first"
-        )
-    migrate.refuse_half_copied(state, address.shown)
+    refuse_other_schema(state, address.shown)
     await connections.open()
     return PostgresSource(address, connections, identity)
 

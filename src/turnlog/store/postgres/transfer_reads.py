@@ -11,10 +11,13 @@ from turnlog.store.transfer import (
     PAGE_CHARS,
     PAGE_ROWS,
     AuthenticationRow,
+    BlockedRow,
     ChangeEntry,
     ConversationRow,
+    DeadRow,
     IdempotencyRow,
     MessageEntry,
+    WebhookRow,
 )
 
 if TYPE_CHECKING:
@@ -68,6 +71,18 @@ IDEMPOTENCY_UP_TO = _page(f"{_IDEMPOTENCY} AND key <= $3", "key", "ids")
 AUTHENTICATIONS = f"""
     SELECT number, conversation, customer, parts, stream_id, created_at FROM turnlog.authentication
     WHERE account = $1 AND number > $2 ORDER BY number LIMIT {PAGE_ROWS}
+"""  # noqa: S608
+WEBHOOKS = """
+    SELECT a.name, w.id, w.settings, w.position, w.retry_from_at, w.revision
+    FROM turnlog.webhook AS w JOIN turnlog.account AS a ON a.account = w.account ORDER BY w.account, w.number
+"""
+BLOCKED = f"""
+    SELECT conversation, position, attempts, first_failed_at, next_at, error FROM turnlog.webhook_blocked
+    WHERE account = $1 AND webhook = $2 AND conversation > $3 ORDER BY conversation LIMIT {PAGE_ROWS}
+"""  # noqa: S608
+DEAD = f"""
+    SELECT position, type, conversation, attempts, first_failed_at, dead_at, error, replayed FROM turnlog.webhook_dead
+    WHERE account = $1 AND webhook = $2 AND position > $3 ORDER BY position LIMIT {PAGE_ROWS}
 """  # noqa: S608
 NAMES = "SELECT number, id, client_at FROM turnlog.conversation WHERE account = $1 AND number = ANY($2)"
 _NOBODY = ("", 0)
@@ -127,3 +142,18 @@ async def authentications(
         for _, conversation, customer, parts, stream_id, created_at in rows
     ]
     return (rows[-1]["number"] if rows else after), page
+
+
+async def webhooks(connection: Connection) -> list[WebhookRow]:
+    """See transfer.Source."""
+    return [WebhookRow(*row) for row in await connection.fetch(WEBHOOKS)]
+
+
+async def blocked(connection: Connection, account: int, webhook_id: str, after: str) -> list[BlockedRow]:
+    """See transfer.Source."""
+    return [BlockedRow(*row) for row in await connection.fetch(BLOCKED, account, webhook_id, after)]
+
+
+async def dead(connection: Connection, account: int, webhook_id: str, after: int) -> list[DeadRow]:
+    """See transfer.Source."""
+    return [DeadRow(*row) for row in await connection.fetch(DEAD, account, webhook_id, after)]

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections import defaultdict
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
 from turnlog.store.columns import conversation_values
 from turnlog.store.postgres import sql
 from turnlog.store.transfer import MessageEntry, after_changes, conversations_of
@@ -15,7 +17,7 @@ if TYPE_CHECKING:
     from asyncpg import Connection
 
     from turnlog.store.protocol import KeyRecord
-    from turnlog.store.transfer import AuthenticationRow, Entry, IdempotencyRow
+    from turnlog.store.transfer import AuthenticationRow, BlockedRow, DeadRow, Entry, IdempotencyRow, WebhookRow
 
 _COLUMNS = {
     "message": ("account", "position", "conversation", "id", "role", "sender", "client_at", "created_at", "text"),
@@ -28,6 +30,14 @@ _COLUMNS = {
     "api_key": (
         "account", "number", "id", "name", "permissions", "rate_per_s", "refuse_repeats", "created_at", "expires_at",
         "revoked_at",
+    ),
+    "webhook": ("account", "number", "id", "settings", "position", "retry_from_at", "revision"),
+    "webhook_blocked": (
+        "account", "webhook", "conversation", "position", "attempts", "first_failed_at", "next_at", "error",
+    ),
+    "webhook_dead": (
+        "account", "webhook", "position", "type", "conversation", "attempts", "first_failed_at", "dead_at", "error",
+        "replayed",
     ),
     "api_secret": ("account", "key", "digest", "created_at", "expires_at"),
 }  # fmt: skip
@@ -160,3 +170,34 @@ async def put_idempotency(
         if rows:
             columns = ([row.fingerprint for row in rows], [row.ids for row in rows], [row.created_at for row in rows])
             await connection.execute(_PUT_KEYS, account, keys, *columns)
+
+
+async def put_log_name(connection: Connection, name: str) -> None:
+    """See transfer.Target."""
+    await connection.execute("UPDATE turnlog.log_name SET name = $1", name)
+
+
+async def put_webhooks(connection: Connection, accounts: Mapping[str, int], rows: Sequence[WebhookRow]) -> None:
+    """See transfer.Target."""
+    async with connection.transaction():
+        await connection.execute("UPDATE turnlog.webhooks_version SET version = version + 1")
+        await connection.execute("DELETE FROM turnlog.webhook_blocked")
+        await connection.execute("DELETE FROM turnlog.webhook_dead")
+        await connection.execute("DELETE FROM turnlog.webhook")
+        records = [
+            (accounts[row.account], number, row.id, row.settings, row.position, row.retry_from_at, row.revision)
+            for number, row in enumerate(rows, 1)
+        ]
+        await _copy(connection, "webhook", records)
+
+
+async def add_blocked(connection: Connection, account: int, webhook_id: str, rows: Sequence[BlockedRow]) -> None:
+    """See transfer.Target."""
+    records = [(account, webhook_id, *msgspec.structs.astuple(row)) for row in rows]
+    await _copy(connection, "webhook_blocked", records)
+
+
+async def add_dead(connection: Connection, account: int, webhook_id: str, rows: Sequence[DeadRow]) -> None:
+    """See transfer.Target."""
+    records = [(account, webhook_id, *msgspec.structs.astuple(row)) for row in rows]
+    await _copy(connection, "webhook_dead", records)

@@ -1,7 +1,8 @@
 """The embedded store: one SQLite file, written by one connection, read by others beside it."""
 
+from turnlog.store.sqlite.beside import open_log
 from turnlog.store.sqlite.migrate import migrate_store
 from turnlog.store.sqlite.store import SqliteStore, open_keys, open_store
 from turnlog.store.sqlite.transfer import open_source, open_target
 
-__all__ = ["SqliteStore", "migrate_store", "open_keys", "open_source", "open_store", "open_target"]
+__all__ = ["SqliteStore", "migrate_store", "open_keys", "open_log", "open_source", "open_store", "open_target"]

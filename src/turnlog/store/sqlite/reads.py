@@ -63,11 +63,6 @@ class Reads:
         ).fetchone()
         return None if row is None else message_of(row)
 
-    def last_position(self, account: str) -> int:
-        """See protocol.Reader."""
-        number = self._accounts.number(account)
-        return 0 if number < 0 else entries.last_position(self._connection, number)
-
     def messages(
         self,
         account: str,

@@ -6,29 +6,36 @@ runs on the caller's thread, on a second connection: in WAL mode a reader waits 
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import apsw
 
 from turnlog.errors import SettingError
 from turnlog.store.protocol import Health, KeyRecord, StoreFailedError
 from turnlog.store.sqlite.append import Appender
+from turnlog.store.sqlite.beside import LogBeside
 from turnlog.store.sqlite.checkpoints import Checkpoints
 from turnlog.store.sqlite.connection import ServerLock, check_file, connect, create_file, translated
 from turnlog.store.sqlite.keys import Keys
+from turnlog.store.sqlite.log import Log
 from turnlog.store.sqlite.migrate import is_current, migrate, refuse_half_copied, schema_version
 from turnlog.store.sqlite.reads import Reads
+from turnlog.store.sqlite.webhooks import Webhooks
 from turnlog.store.sqlite.worker import Worker
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Hashable, Iterator, Sequence
+    from collections.abc import AsyncIterator, Callable, Hashable, Iterator, Sequence
     from pathlib import Path
 
     from turnlog.ids import Place
-    from turnlog.model import Conversation, Message, SecretHash
-    from turnlog.store.protocol import Write
+    from turnlog.model import Conversation, LogFilter, Message, SecretHash
+    from turnlog.store.protocol import LogPart, Write
+
+G = TypeVar("G")
+T = TypeVar("T")
 
 
 class SqliteStore:
@@ -41,10 +48,28 @@ class SqliteStore:
         self._reader = reader
         self._appender = Appender(writer, idempotency_ttl_us=ttl_us)
         self._reads = Reads(reader)
+        self._log = Log(reader)
+        self._followers: list[Callable[[str], None]] = []
         self._keys = Keys(reader)
         self._worker = Worker("turnlog-writer")
         self._failure: BaseException | None = None
         self._checkpoints = Checkpoints(path, writer, self._worker, self._failed)
+        self._take_in(Webhooks(reader, self._change))
+
+    def _take_in(self, webhooks: Webhooks) -> None:
+        """What webhooks.WebhookStore promises is carried out by a part of its own."""
+        self.webhooks_version = webhooks.webhooks_version
+        self.webhooks = webhooks.webhooks
+        self.add_webhook = webhooks.add_webhook
+        self.change_webhook = webhooks.change_webhook
+        self.delete_webhook = webhooks.delete_webhook
+        self.delivery = webhooks.delivery
+        self.dead_letters = webhooks.dead_letters
+        self.replay_from = webhooks.replay_from
+        self.replay_dead = webhooks.replay_dead
+        self.claim_webhooks = webhooks.claim_webhooks
+        self.release_webhooks = webhooks.release_webhooks
+        self.save_progress = webhooks.save_progress
 
     # Recording.
 
@@ -69,16 +94,26 @@ class SqliteStore:
 
     async def append(self, writes: Sequence[Write]) -> list[object]:
         """See protocol.Recorder."""
-        outcomes = await self._worker.run(partial(self._append, writes))
+        outcomes = await self._worker.run(partial(self._carry_out, self._appender.append, writes))
         self._checkpoints.after_batch()
+        if self._followers:
+            for account in {getattr(write, "account", "") for write in writes}:
+                for moved in self._followers:
+                    moved(account)
         return outcomes
 
-    def _append(self, writes: Sequence[Write]) -> list[object]:
+    async def _change(self, work: Callable[[apsw.Connection], T]) -> T:
+        """What ``work`` comes to between two batches."""
+        outcome = await self._worker.run(partial(self._carry_out, work, self._writer))
+        self._checkpoints.after_batch()
+        return outcome
+
+    def _carry_out(self, work: Callable[[G], T], given: G) -> T:
         if self._failure is not None:
             raise StoreFailedError(f"the store failed earlier: {self._failure}")
         try:
             with translated():
-                return self._appender.append(writes)
+                return work(given)
         except StoreFailedError as failure:
             self._failed(failure)
             raise
@@ -100,10 +135,15 @@ class SqliteStore:
         with translated():
             return self._reads.message(account, conversation_id, message_id)
 
+    @property
+    def generation(self) -> int:
+        """See protocol.LogReader: nobody changes the file under its server."""
+        return 0
+
     async def last_position(self, account: str) -> int:
         """See protocol.Reader."""
         with translated():
-            return self._reads.last_position(account)
+            return self._log.last_position(account)
 
     async def messages(
         self,
@@ -120,6 +160,31 @@ class SqliteStore:
             return self._reads.messages(
                 account, conversation_id, after=after, limit=limit, up_to=up_to, max_chars=max_chars
             )
+
+    async def log(
+        self, account: str, wanted: LogFilter, *, after: int, up_to: int, limit: int, max_chars: int
+    ) -> LogPart:
+        """See protocol.LogReader."""
+        with translated():
+            return self._log.part(account, wanted, after=after, up_to=up_to, limit=limit, max_chars=max_chars)
+
+    async def log_start(self, account: str) -> int:
+        """See protocol.LogReader."""
+        with translated():
+            return self._log.start(account)
+
+    async def log_name(self) -> str:
+        """See protocol.LogReader."""
+        with translated():
+            return self._log.name()
+
+    async def follow(self, moved: Callable[[str], None]) -> None:
+        """See protocol.LogReader: nobody else records."""
+        self._followers.append(moved)
+        try:
+            await asyncio.get_running_loop().create_future()
+        finally:
+            self._followers.remove(moved)
 
     async def check(self) -> None:
         """See protocol.Reader."""
@@ -218,11 +283,24 @@ def _find_file(path: Path, *, create: bool) -> None:
     check_file(path)
 
 
-@contextlib.asynccontextmanager
-async def open_keys(path: Path, *, create: bool = False) -> AsyncIterator[Keys]:
-    """Open the file for its keys alone, beside whoever records in it, but in another process (see ``check_file``).
+class KeysAndWebhooks(Keys, Webhooks, LogBeside):
+    """What may be read and changed beside the process that records (connect.KeysAndWebhooks)."""
 
-    Raises SettingError as ``open_store`` does.
+    def __init__(self, connection: apsw.Connection) -> None:
+        Keys.__init__(self, connection)
+        Webhooks.__init__(self, connection, self._at_once)
+        LogBeside.__init__(self, connection)
+
+    async def _at_once(self, work: Callable[[apsw.Connection], T]) -> T:
+        with translated():
+            return work(self._connection)
+
+
+@contextlib.asynccontextmanager
+async def open_keys(path: Path, *, create: bool = False) -> AsyncIterator[KeysAndWebhooks]:
+    """Open the file for its keys and webhooks, beside whoever records in it.
+
+    But in another process (see ``check_file``). Raises SettingError as ``open_store`` does.
     """
     _find_file(path, create=create)
     connection = connect(path)
@@ -235,6 +313,6 @@ async def open_keys(path: Path, *, create: bool = False) -> AsyncIterator[Keys]:
                 lock.release()
         refuse_half_copied(connection, path)
         with translated():
-            yield Keys(connection)
+            yield KeysAndWebhooks(connection)
     finally:
         connection.close()

@@ -9,18 +9,11 @@ import asyncio
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
-import apsw
-
 from turnlog.errors import SettingError
+from turnlog.store.sqlite.beside import close_reading, open_reading
 from turnlog.store.sqlite.connection import ServerLock, check_file, connect, create_file, translated
-from turnlog.store.sqlite.migrate import (
-    is_current,
-    is_store,
-    migrate,
-    refuse_half_copied,
-    schema_version,
-    unfinished_copy,
-)
+from turnlog.store.sqlite.log import Log
+from turnlog.store.sqlite.migrate import is_current, migrate, unfinished_copy
 from turnlog.store.sqlite.transfer_reads import Pages
 from turnlog.store.sqlite.transfer_writes import Additions
 
@@ -28,8 +21,19 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Hashable, Sequence
     from pathlib import Path
 
+    import apsw
+
     from turnlog.store.protocol import KeyRecord
-    from turnlog.store.transfer import AuthenticationRow, ConversationRow, Entry, IdempotencyRow, Source
+    from turnlog.store.transfer import (
+        AuthenticationRow,
+        BlockedRow,
+        ConversationRow,
+        DeadRow,
+        Entry,
+        IdempotencyRow,
+        Source,
+        WebhookRow,
+    )
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -85,10 +89,26 @@ class SqliteSource:
             yield page
             after, page = await self._run(self._pages.authentications, after)
 
+    async def log_name(self) -> str:
+        """See transfer.Source."""
+        return await self._run(Log(self._connection).name)
+
+    async def webhooks(self) -> list[WebhookRow]:
+        """See transfer.Source."""
+        return await self._run(self._pages.webhooks)
+
+    async def blocked(self, webhook: WebhookRow, *, after: str) -> list[BlockedRow]:
+        """See transfer.Source."""
+        return await self._run(self._pages.blocked, webhook, after)
+
+    async def dead(self, webhook: WebhookRow, *, after: int) -> list[DeadRow]:
+        """See transfer.Source."""
+        return await self._run(self._pages.dead, webhook, after)
+
     async def close(self) -> None:
         """See transfer.Source."""
         await asyncio.get_running_loop().run_in_executor(None, self._thread.shutdown)
-        _close_reading(self._connection, self._path)
+        close_reading(self._connection, self._path)
 
 
 class SqliteTarget(SqliteSource):
@@ -125,6 +145,22 @@ class SqliteTarget(SqliteSource):
         """See transfer.Target."""
         await self._run(self._additions.put_idempotency, account, after, up_to, rows)
 
+    async def put_log_name(self, name: str) -> None:
+        """See transfer.Target."""
+        await self._run(self._additions.put_log_name, name)
+
+    async def put_webhooks(self, rows: Sequence[WebhookRow]) -> None:
+        """See transfer.Target."""
+        await self._run(self._additions.put_webhooks, rows)
+
+    async def add_blocked(self, webhook: WebhookRow, rows: Sequence[BlockedRow]) -> None:
+        """See transfer.Target."""
+        await self._run(self._additions.add_blocked, webhook, rows)
+
+    async def add_dead(self, webhook: WebhookRow, rows: Sequence[DeadRow]) -> None:
+        """See transfer.Target."""
+        await self._run(self._additions.add_dead, webhook, rows)
+
     async def finish(self) -> None:
         """See transfer.Target."""
         await self._run(self._additions.finish)
@@ -136,39 +172,9 @@ class SqliteTarget(SqliteSource):
         self._lock.release()
 
 
-def _close_reading(connection: apsw.Connection, path: Path) -> None:
-    """Close the connection, and leave a WAL to the server, also to one that has crashed: it knows what it may trust."""
-    wal = path.with_name(path.name + "-wal")
-    if wal.exists() and wal.stat().st_size:
-        connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
-    connection.close()
-
-
 def open_source(path: Path) -> SqliteSource:
-    """Open the file to be read, beside whoever records in it, but in another process (see ``check_file``).
-
-    Nothing of it is changed. Raises SettingError where there is no store, where it is of another schema, where it is
-    half a copy itself.
-    """
-    if not is_store(path):
-        raise SettingError(f"there is no store at {path}")
-    check_file(path)
-    connection = connect(path, readonly=True)
-    try:
-        _refuse_old(connection, path)
-        refuse_half_copied(connection, path)
-        return SqliteSource(path, connection)
-    except BaseException:
-        _close_reading(connection, path)
-        raise
-
-
-def _refuse_old(connection: apsw.Connection, path: Path) -> None:
-    if not is_current(connection, path):
-        raise SettingError(
-            f"the store {path} has schema {schema_version(connection)}, an older program's: "
-            f"run `turnlog migrate --store sqlite:///{path}` first, while no server runs on it"
-        )
+    """Open the file to be read, beside whoever records in it. Nothing of it is changed. Raises as ``open_reading``."""
+    return SqliteSource(path, open_reading(path))
 
 
 def open_target(path: Path, source: Source) -> SqliteTarget:

@@ -11,10 +11,13 @@ from turnlog.store.transfer import (
     PAGE_CHARS,
     PAGE_ROWS,
     AuthenticationRow,
+    BlockedRow,
     ChangeEntry,
     ConversationRow,
+    DeadRow,
     IdempotencyRow,
     MessageEntry,
+    WebhookRow,
 )
 
 if TYPE_CHECKING:
@@ -49,6 +52,19 @@ AUTHENTICATIONS = """
 IDEMPOTENCY = """
     SELECT key, fingerprint, ids, created_at FROM idempotency
     WHERE account = ? AND key > ? AND key <= ? ORDER BY key LIMIT ?
+"""
+WEBHOOKS = """
+    SELECT a.name, w.id, w.settings, w.position, w.retry_from_at, w.revision
+    FROM webhook AS w JOIN account AS a ON a.number = w.account ORDER BY w.account, w.number
+"""
+WEBHOOK = "SELECT number FROM webhook WHERE id = ?"
+BLOCKED = """
+    SELECT conversation, position, attempts, first_failed_at, next_at, error FROM webhook_blocked
+    WHERE webhook = ? AND conversation > ? ORDER BY conversation LIMIT ?
+"""
+DEAD = """
+    SELECT position, type, conversation, attempts, first_failed_at, dead_at, error, replayed FROM webhook_dead
+    WHERE webhook = ? AND position > ? ORDER BY position LIMIT ?
 """
 BEHIND_EVERY_TEXT = b""
 """SQLite compares a text with a blob by kind alone: every blob is greater."""
@@ -127,3 +143,22 @@ class Pages:
             if chars > PAGE_CHARS:
                 break
         return page
+
+    def webhooks(self) -> list[WebhookRow]:
+        """See transfer.Source."""
+        return [WebhookRow(*row) for row in self._connection.execute(WEBHOOKS)]
+
+    def blocked(self, webhook: WebhookRow, after: str) -> list[BlockedRow]:
+        """See transfer.Source."""
+        span = (self.webhook(webhook), after, PAGE_ROWS)
+        return [BlockedRow(*row) for row in self._connection.execute(BLOCKED, span)]
+
+    def dead(self, webhook: WebhookRow, after: int) -> list[DeadRow]:
+        """See transfer.Source."""
+        span = (self.webhook(webhook), after, PAGE_ROWS)
+        return [DeadRow(*(*told, bool(replayed))) for *told, replayed in self._connection.execute(DEAD, span)]
+
+    def webhook(self, webhook: WebhookRow) -> int:
+        """Its number; where it was deleted meanwhile, one that nothing belongs to."""
+        row = self._connection.execute(WEBHOOK, (webhook.id,)).fetchone()
+        return -1 if row is None else int(row[0])

@@ -13,14 +13,14 @@ from turnlog.store.sqlite import entries
 from turnlog.store.sqlite.connection import transaction
 from turnlog.store.sqlite.conversations import NewNumbers
 from turnlog.store.sqlite.keys import add_account, add_key
-from turnlog.store.sqlite.transfer_reads import BEHIND_EVERY_TEXT
+from turnlog.store.sqlite.transfer_reads import BEHIND_EVERY_TEXT, WEBHOOK
 from turnlog.store.transfer import MessageEntry, after_changes, conversations_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from turnlog.store.protocol import KeyRecord
-    from turnlog.store.transfer import AuthenticationRow, Entry, IdempotencyRow
+    from turnlog.store.transfer import AuthenticationRow, BlockedRow, DeadRow, Entry, IdempotencyRow, WebhookRow
 
 _CHECKPOINT_PAGES = 16_384
 """32 MiB of WAL: then what was copied goes from there into the database."""
@@ -52,6 +52,18 @@ _PUT_KEY = """
     INSERT INTO idempotency (account, key, fingerprint, ids, created_at) VALUES (?, ?, ?, ?, ?)
     ON CONFLICT DO UPDATE SET fingerprint = excluded.fingerprint, ids = excluded.ids, created_at = excluded.created_at
     WHERE (fingerprint, ids, created_at) IS NOT (excluded.fingerprint, excluded.ids, excluded.created_at)
+"""
+_ADD_WEBHOOK = """
+    INSERT INTO webhook (number, account, id, settings, position, retry_from_at, revision) VALUES (?, ?, ?, ?, ?, ?, ?)
+"""
+_ADD_BLOCKED = """
+    INSERT INTO webhook_blocked (webhook, conversation, position, attempts, first_failed_at, next_at, error)
+    VALUES (?, ?, ?, ?, ?, ?, ?)
+"""
+_ADD_DEAD = """
+    INSERT INTO webhook_dead
+        (webhook, position, type, conversation, attempts, first_failed_at, dead_at, error, replayed)
+    VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)
 """
 
 
@@ -158,4 +170,32 @@ class Additions:
             self._connection.executemany(
                 _PUT_KEY, [(number, row.key, row.fingerprint, row.ids, row.created_at) for row in rows]
             )
+        self._checkpoint()
+
+    def put_log_name(self, name: str) -> None:
+        """See transfer.Target."""
+        self._connection.execute("UPDATE log_name SET name = ?", (name,))
+
+    def put_webhooks(self, rows: Sequence[WebhookRow]) -> None:
+        """See transfer.Target."""
+        with transaction(self._connection):
+            self._connection.execute("DELETE FROM webhook_blocked; DELETE FROM webhook_dead; DELETE FROM webhook")
+            for number, row in enumerate(rows, 1):
+                account = self._accounts.number(row.account)
+                rest = (row.id, row.settings, row.position, row.retry_from_at, row.revision)
+                self._connection.execute(_ADD_WEBHOOK, (number, account, *rest))
+            self._connection.execute("UPDATE webhooks_version SET version = version + 1")
+
+    def add_blocked(self, webhook: WebhookRow, rows: Sequence[BlockedRow]) -> None:
+        """See transfer.Target."""
+        self._add_of_webhook(_ADD_BLOCKED, webhook, rows)
+
+    def add_dead(self, webhook: WebhookRow, rows: Sequence[DeadRow]) -> None:
+        """See transfer.Target."""
+        self._add_of_webhook(_ADD_DEAD, webhook, rows)
+
+    def _add_of_webhook(self, statement: str, webhook: WebhookRow, rows: Sequence[BlockedRow | DeadRow]) -> None:
+        with transaction(self._connection):
+            ((number,),) = self._connection.execute(WEBHOOK, (webhook.id,)).fetchall()
+            self._connection.executemany(statement, [(number, *msgspec.structs.astuple(row)) for row in rows])
         self._checkpoint()
