@@ -93,6 +93,8 @@ class Keyring:
         self._held: dict[str, Held] = {}
         self._nobody: tuple[tuple[bytes, int | None], ...] = ((bytes(32), None),)
         self._version: int | None = None
+        self.on_change: Callable[[], None] = _nothing
+        """Called when the keys are others than before."""
 
     def load(self, records: Iterable[KeyRecord]) -> None:
         """Replace every key; a rate that did not change goes on being counted."""
@@ -114,6 +116,7 @@ class Keyring:
         if version != self._version:
             self.load(await store.keys())
             self._version = version
+            self.on_change()
 
     async def follow(self, store: KeyStore, sleep: Callable[[float], Awaitable[object]]) -> None:
         """Refresh for ever. A store that does not answer is tried again: the keys known so far stay in force."""
@@ -128,6 +131,19 @@ class Keyring:
                 failing = True
             else:
                 failing = False
+
+    def good_for_s(self, key_id: str, secret: bytes, permission: Permission) -> float | None:
+        """For how many seconds these credentials will be good, unless they are revoked before; ``None``: for ever.
+
+        Raises UnauthenticatedError and ForbiddenError as for a request with them; counts towards no rate.
+        """
+        held = self.authenticate(key_id, secret)
+        if permission not in held.key.permissions:
+            raise ForbiddenError(f"this key does not have the permission {permission}")
+        digest = secrets.digest(secret)
+        ends = [held.key.expires_at, *(end for stored, end in held.secrets if stored == digest)]
+        end = min((end for end in ends if end is not None), default=None)
+        return None if end is None else (end - self._now_us()) / 1e6
 
     def authenticate(self, key_id: str, secret: bytes) -> Held:
         """The key that these credentials are good for. Raises UnauthenticatedError, the same for every reason.
@@ -152,6 +168,10 @@ class Keyring:
             raise ForbiddenError(f"this key does not have the permission {permission}")
         if held.bucket is not None:
             held.bucket.take(self._monotonic_s())
+
+
+def _nothing() -> None:
+    pass
 
 
 def unauthenticated() -> UnauthenticatedError:

@@ -69,7 +69,7 @@ class _AskingTheStore:
             raise OverloadedError("the store does not answer now", retry_after_s=RETRY_AFTER_S) from error
 
 
-_asking_the_store = _AskingTheStore()
+asking_the_store = _AskingTheStore()
 
 
 class Listing:
@@ -93,7 +93,7 @@ class Listing:
         """The next part, up to the ``last``. Raises NotFoundError."""
         left = self._left
         wanted = PART_MESSAGES if left is None else min(PART_MESSAGES, left + 1)
-        with _asking_the_store:
+        with asking_the_store:
             found = await self._reader.messages(
                 self._account,
                 self._conversation,
@@ -145,13 +145,13 @@ class Service:
 
     async def find_conversations(self, key: ApiKey, external_id: str) -> list[Conversation]:
         """The conversation with this external id, if there is one."""
-        with _asking_the_store:
+        with asking_the_store:
             found = await self._reader.conversation_by_external_id(key.account, external_id)
         return [] if found is None else [found]
 
     async def read_conversation(self, key: ApiKey, conversation_id: str) -> Conversation:
         """The conversation. Raises NotFoundError."""
-        with _asking_the_store:
+        with asking_the_store:
             found = await self._reader.conversation(key.account, conversation_id)
         if found is None:
             raise no_such_conversation()
@@ -215,7 +215,7 @@ class Service:
 
     async def read_message(self, key: ApiKey, conversation_id: str, message_id: str) -> Message:
         """The message. Raises NotFoundError where it is not in that conversation."""
-        with _asking_the_store:
+        with asking_the_store:
             found = await self._reader.message(key.account, conversation_id, message_id)
         if found is None:
             raise no_such_message()
@@ -231,13 +231,13 @@ class Service:
         """
         scope = f"{key.account}/{conversation_id}"
         start = None if after is None else _place(after, scope)
-        with _asking_the_store:
+        with asking_the_store:
             newest = await self._reader.last_position(key.account)
         return Listing(self._reader, key.account, conversation_id, start, limit, newest)
 
     async def conversation_id_of(self, key: ApiKey, external_id: str) -> str:
         """The id of the conversation with this external id. Raises NotFoundError."""
-        with _asking_the_store:
+        with asking_the_store:
             found = await self._reader.conversation_by_external_id(key.account, external_id)
         if found is None:
             raise no_such_conversation()

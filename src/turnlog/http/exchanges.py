@@ -142,6 +142,7 @@ class Exchanges(Connection):
             self.transport.write(head)
             return
         request.begun = True
+        request.abort = self.transport.abort
         async for part in parts:
             if request.gone:
                 return

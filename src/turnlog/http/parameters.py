@@ -7,8 +7,10 @@ from functools import lru_cache
 from urllib.parse import parse_qsl
 
 from turnlog.errors import MalformedParameterError, UnprocessableError
-from turnlog.model import MAX_PAGE_MESSAGES
+from turnlog.model import EVENT_TYPES, MAX_PAGE_MESSAGES, EventType
 
+MAX_WAIT_S = 30
+_SECONDS = re.compile(r"[0-9]{1,2}(?:\.[0-9]{1,6})?", re.ASCII)
 _LIMIT = re.compile(r"[0-9]{1,4}", re.ASCII)
 _STRUCTURED_STRING = re.compile(r'"((?:[ !#-\[\]-~]|\\["\\])*)"', re.ASCII)
 _BARE_KEY = re.compile(r"[!-~](?:[ -~]*[!-~])?", re.ASCII)
@@ -40,11 +42,9 @@ class Query:
 
     def external_id(self) -> str:
         """The required ``externalId``."""
-        value = self.one("externalId")
+        value = self.text("externalId")
         if value is None:
             raise MalformedParameterError("[Query 'externalId'] required parameter is missing")
-        if "\0" in value:
-            raise UnprocessableError("[Query 'externalId'] U+0000 is in no stored id")
         return value
 
     def limit(self) -> int | None:
@@ -55,6 +55,34 @@ class Query:
         if not _LIMIT.fullmatch(value) or not 1 <= int(value) <= MAX_PAGE_MESSAGES:
             raise MalformedParameterError(f"[Query 'limit'] expected a whole number from 1 to {MAX_PAGE_MESSAGES}")
         return int(value)
+
+    def wait_s(self) -> float:
+        """How long to wait for something to come, where nothing is there."""
+        value = self.one("wait")
+        if value is None:
+            return 0.0
+        if not _SECONDS.fullmatch(value) or float(value) > MAX_WAIT_S:
+            raise MalformedParameterError(f"[Query 'wait'] expected a number of seconds from 0 to {MAX_WAIT_S}")
+        return float(value)
+
+    def event_types(self) -> frozenset[EventType] | None:
+        """The wanted types of events, separated by commas."""
+        value = self.one("types")
+        if value is None:
+            return None
+        types = frozenset(value.split(","))
+        if not types <= set(EVENT_TYPES):
+            raise MalformedParameterError(
+                f"[Query 'types'] expected one or several of {', '.join(EVENT_TYPES)}, separated by commas"
+            )
+        return types  # type: ignore[return-value] # what is left are types
+
+    def text(self, name: str) -> str | None:
+        """A parameter that is looked for as it is."""
+        value = self.one(name)
+        if value is not None and "\0" in value:
+            raise UnprocessableError(f"[Query '{name}'] U+0000 is in no stored id")
+        return value
 
 
 @lru_cache(maxsize=256)

@@ -171,6 +171,8 @@ class Protocol(Exchanges):
         """The server stops: what is due is still answered."""
         if self._due:
             self._due[-1].keep_alive = False
+            for request in self._due:
+                request.stop()
         else:
             self.close()
 

@@ -24,6 +24,10 @@ NO_OPERATION = "none"
 """The operation, in metrics and logs, of a request that met none."""
 
 
+def _nothing() -> None:
+    pass
+
+
 class ClientGoneError(Exception):
     """The client closed the connection before its request was complete: there is nobody to answer."""
 
@@ -58,6 +62,7 @@ class Request:
         "_on_body_wanted",
         "_single",
         "_wanted",
+        "abort",
         "answered",
         "answering",
         "arrived_at",
@@ -72,10 +77,12 @@ class Request:
         "keep_alive",
         "max_body_bytes",
         "method",
+        "on_end",
         "operation",
         "path",
         "query_string",
         "raw_path",
+        "stopping",
         "version",
     )
 
@@ -101,7 +108,11 @@ class Request:
         self._arrived_bytes = 0
         self._wanted: asyncio.Future[None] | None = None
         self.complete = False
-        self.gone = False
+        self.gone = self.stopping = False
+        self.abort: Callable[[], None] = _nothing
+        """Cuts the connection, for an answer whose reader must not go on."""
+        self.on_end: Callable[[], None] | None = None
+        """Called, for an answer that waits for something to happen, when it should end."""
         self.answering = self.begun = self.answered = False
         self.operation = NO_OPERATION
         self.held: Held | None = None
@@ -139,12 +150,25 @@ class Request:
         """The client is gone, or is not to be answered any more."""
         self.gone = True
         self._wake()
+        if self.on_end is not None:
+            self.on_end()
+
+    def stop(self) -> None:
+        """The server stops: an answer that could go on for ever should end."""
+        self.stopping = True
+        if self.on_end is not None:
+            self.on_end()
 
     def _wake(self) -> None:
         if self._wanted is not None and not self._wanted.done():
             self._wanted.set_result(None)
 
     # What an operation asks.
+
+    @property
+    def ends(self) -> bool:
+        """Whether an answer that could go on for ever should end."""
+        return self.gone or self.stopping
 
     @property
     def key(self) -> ApiKey:

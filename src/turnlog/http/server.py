@@ -64,6 +64,10 @@ class Server:
         """Take no more connections, answer what is due, return from ``serve``."""
         self._stop.set()
 
+    async def until_stopping(self) -> None:
+        """Return once it has been told to stop."""
+        await self._stop.wait()
+
     def _interrupt(self) -> None:
         """Ctrl-C; where somebody presses it again, they do not want to wait."""
         self._hurry = self._stop.is_set()

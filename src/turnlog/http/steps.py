@@ -43,7 +43,7 @@ class Steps:
                 awaited = self._coroutine.throw(asyncio.CancelledError())
             else:
                 awaited = self._coroutine.send(None)
-        except StopIteration:
+        except (StopIteration, asyncio.CancelledError):
             self._running.discard(self)
         except BaseException as error:
             self._running.discard(self)
