@@ -34,6 +34,7 @@ def pytest_configure() -> None:
 def pytest_addoption(parser: pytest.Parser) -> None:
     """``--store`` narrows a run down to one kind of store."""
     parser.addoption("--store", choices=(*KINDS, "both"), default="both", help="the kind of store to test (both)")
+    parser.addoption("--of-stores-only", action="store_true", help="leave out the tests that need no store")
 
 
 def _asked(config: pytest.Config) -> tuple[str, ...]:
@@ -52,6 +53,10 @@ def _marked(node: pytest.Item | pytest.Function) -> tuple[str, ...]:
     return KINDS
 
 
+def _is_of_a_store(item: pytest.Item) -> bool:
+    return "store_kind" in getattr(item, "fixturenames", ()) or len(_marked(item)) == 1
+
+
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Each test of a store once per kind that it is for."""
     if "store_kind" in metafunc.fixturenames:
@@ -61,9 +66,11 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out what is for kinds that were not asked for."""
+    """Leave out what is for kinds that were not asked for, and, where that is asked for, what is for none."""
     asked = set(_asked(config))
     out = [item for item in items if not asked & set(_marked(item))]
+    if config.getoption("--of-stores-only"):
+        out += [item for item in items if item not in out and not _is_of_a_store(item)]
     config.hook.pytest_deselected(items=out)
     items[:] = [item for item in items if item not in out]
 

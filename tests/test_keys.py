@@ -14,7 +14,7 @@ import pytest
 
 from tests.harness import V1, Key, conversation, create_conversation, error_of, message, run_cli, wait_for
 from tests.stores import files
-from turnlog.http.operations import OPERATIONS, Operation
+from turnlog.http.table import TABLE
 from turnlog.model import DEFAULT_PERMISSIONS, PERMISSIONS
 from turnlog.secret import looks_like_secret
 
@@ -22,10 +22,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from tests.harness import Server
+    from turnlog.http.operations import Operation
 
 HEALTH = "/v1/health"
 NO_ID = "01BX5ZZKBKACTAV9WEVGEMMVRZ"
-BY_NAME = {operation.name: operation for operation in OPERATIONS}
+BY_NAME = {operation.name: operation for operation in TABLE}
 _numbers = itertools.count(1)
 
 
@@ -62,7 +63,7 @@ def test_a_new_key_is_good_within_a_second_and_holds_the_default_permissions(ser
     listed = run_cli("keys", "list", "--store", server.url, "--json").stdout
     [shown] = [view for view in json.loads(listed) if view["id"] == made["id"]]
     assert (shown["name"], shown["account"]) == (name, "default")
-    assert set(shown["permissions"]) == set(DEFAULT_PERMISSIONS) == set(PERMISSIONS) - {"admin"}
+    assert set(shown["permissions"]) == set(DEFAULT_PERMISSIONS) == set(PERMISSIONS) - {"admin", "feed"}
     assert made["secret"] not in listed
     assert "secret" not in shown
 
@@ -145,47 +146,6 @@ def test_only_hashes_of_secrets_are_on_disk_and_none_in_the_log(start: Callable[
                 assert secret.removeprefix("turnlog_sk_").encode() not in told
 
 
-BAD_INPUT = [
-    ("create",), ("create", ""), ("create", "a\nb"), ("create", "x" * 256), ("create", "k", "--permission", "all"),
-    ("create", "k", "--rate", "0/s"), ("create", "k", "--rate", "5"), ("create", "k", "--rate", "-1/s"),
-    ("create", "k", "--expires", "0s"), ("create", "k", "--expires", "2001-01-01T00:00:00Z"),
-    ("create", "k", "--expires", "soon"), ("create", "k", "--expires", "99999999d"), ("create", "k", "--account", ""),
-    ("revoke", "nobody"), ("rotate", "nobody"), ("rotate", "k", "--grace", "long"), ("revoke",), ("list", "k"), ("x",),
-]  # fmt: skip
-
-
-@pytest.mark.parametrize("arguments", BAD_INPUT, ids=" ".join)
-def test_bad_input_is_one_line_and_a_status(server: Server, arguments: tuple[str, ...]) -> None:
-    """Wrong usage and unknown keys: one line on standard error, nothing on standard output, a non-zero status."""
-    done = run_cli("keys", arguments[0], "--store", server.url, *arguments[1:])
-    assert done.returncode in (1, 2)
-    assert done.stdout == ""
-    assert done.stderr.startswith("turnlog: ")
-    assert done.stderr.count("\n") == 1
-
-
-@pytest.mark.parametrize(
-    ("url", "command"),
-    [("sqlite:////nowhere/turnlog.db", command) for command in (("list",), ("revoke", "k"), ("rotate", "k"))]
-    + [(url, ("list",)) for url in ("sqlite:///", "sqlite:////", "mysql://x", "turnlog.db")],
-)
-def test_a_store_that_is_not_there_is_one_line(url: str, command: tuple[str, ...]) -> None:
-    """A key command other than ``create`` makes no store, and names the one that it was given."""
-    done = run_cli("keys", *command, "--store", url)
-    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1)
-    assert url.removeprefix("sqlite:///") in done.stderr
-
-
-@pytest.mark.postgresql_only("a file has no server that could be away")
-@pytest.mark.parametrize("command", [("list",), ("create", "k"), ("revoke", "k"), ("rotate", "k")], ids=" ".join)
-def test_a_database_that_is_not_there_is_one_line(command: tuple[str, ...]) -> None:
-    """It is named, its password is not."""
-    done = run_cli("keys", *command, "--store", "postgresql://someone:canary@127.0.0.1:1/nowhere")
-    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1)
-    assert "127.0.0.1:1/nowhere" in done.stderr
-    assert "canary" not in done.stderr
-
-
 # 401-01.
 
 
@@ -234,18 +194,28 @@ def faceless(answer: httpx.Response) -> tuple[int, bytes, tuple[tuple[str, str],
 # The matrices, made from the operations table.
 
 
-class World:
-    """A conversation with a message, as ids and as the requests that use them."""
+EVERYTHING = [part for permission in PERMISSIONS for part in ("--permission", permission)]
 
-    def __init__(self, conversation_id: str, message_id: str, external_id: str) -> None:
-        self.ids = {"conversationId": conversation_id, "messageId": message_id, "externalId": external_id}
+
+class World:
+    """A conversation with a message, and a webhook, as ids and as the requests that use them."""
+
+    def __init__(self, conversation_id: str, message_id: str, external_id: str, webhook_id: str) -> None:
+        self.ids = {
+            "conversationId": conversation_id,
+            "messageId": message_id,
+            "externalId": external_id,
+            "webhookId": webhook_id,
+        }
 
     @classmethod
     def made(cls, client: httpx.Client) -> World:
         external_id = unique("world")
         conversation_id = create_conversation(client, external_id)
         answer = client.post(f"{V1}/conversations/{conversation_id}/messages", json=message("ours"))
-        return cls(conversation_id, answer.json()["id"], external_id)
+        made = client.post("/turnlog/v1/webhooks", json=WEBHOOK)
+        assert made.status_code == 200, made.text
+        return cls(conversation_id, answer.json()["id"], external_id, made.json()["id"])
 
     def but(self, **ids: str) -> World:
         return World(*(self.ids | ids).values())
@@ -254,66 +224,100 @@ class World:
         """The operation on these ids. A new operation needs a row in QUERIES and in BODIES: else a KeyError."""
         path = operation.path.format(**self.ids)
         query = {name: self.ids[name] for name in QUERIES[operation.name]}
-        if operation.method == "GET":
-            return client.get(path, params=query)
+        if operation.method not in BODY_METHODS:
+            return client.request(operation.method, path, params=query)
         return client.request(operation.method, path, params=query, json=BODIES[operation.name](self.ids["externalId"]))
 
 
 QUERIES: dict[str, tuple[str, ...]] = {
     "create_conversation": (), "find_conversations": ("externalId",), "read_conversation": (), "create_message": (),
     "list_messages": (), "read_message": (), "create_messages": (), "list_messages_by_external_id": ("externalId",),
-    "authenticate": (), "health": (),
+    "authenticate": (), "health": (), "list_changes": ("conversationId", "externalId"), "create_webhook": (),
+    "list_webhooks": (), "read_webhook": (), "change_webhook": (), "rotate_webhook": (), "test_webhook": (),
+    "list_failed_events": (), "replay_webhook": (), "delete_webhook": (),
 }  # fmt: skip
+BODY_METHODS = {"POST", "PATCH"}
+WEBHOOK = {"url": "https://receiver.example/"}
 BODIES: dict[str, Callable[[str], dict[str, Any]]] = {
     "create_conversation": conversation,
     "create_message": lambda _: message("intruder"),
     "create_messages": lambda _: {"messages": [message("intruder")]},
     "authenticate": lambda _: {"customerExternalId": "jane", "auth": {"token": "t"}},
+    "create_webhook": lambda _: WEBHOOK,
+    "change_webhook": lambda _: {"description": "intruder"},
+    "rotate_webhook": lambda _: {"oldEndsInSeconds": 0},
+    "test_webhook": lambda _: {},
+    "replay_webhook": lambda _: {"after": "beginning"},
 }
-OWN = {"create_conversation", "health"}
+OWN = {"create_conversation", "health", "create_webhook", "list_webhooks"}
 """Operations that name nothing that must exist."""
 
 
 def id_sources(operation: Operation) -> list[str]:
     """The ids that a request of the operation names."""
-    in_path = [name for name in ("conversationId", "messageId") if f"{{{name}}}" in operation.path]
+    in_path = [name for name in ("conversationId", "messageId", "webhookId") if f"{{{name}}}" in operation.path]
     return in_path + list(QUERIES[operation.name])
 
 
-CROSSINGS = [(operation.name, source) for operation in OPERATIONS for source in id_sources(operation)]
+CROSSINGS = [(operation.name, source) for operation in TABLE for source in id_sources(operation)]
 
 
 def test_the_matrices_have_a_row_for_every_operation() -> None:
     """An operation that is added without its row here is not tested, so this fails."""
     assert set(QUERIES) == set(BY_NAME)
-    assert set(BODIES) == {operation.name for operation in OPERATIONS if operation.method != "GET"}
+    assert set(BODIES) == {operation.name for operation in TABLE if operation.method in BODY_METHODS}
     assert {name for name, _ in CROSSINGS} | OWN == set(BY_NAME)
-    assert all(operation.path.count("{") == operation.path.count("Id}") for operation in OPERATIONS)
+    assert all(operation.path.count("{") == operation.path.count("Id}") for operation in TABLE)
 
 
 @pytest.fixture(scope="module")
-def worlds(server: Server, client: httpx.Client) -> Iterator[tuple[httpx.Client, World, World]]:
+def owner(server: Server) -> Iterator[httpx.Client]:
+    """A client of the account ``default`` that may do everything."""
+    with holding(server, *EVERYTHING) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def worlds(server: Server, owner: httpx.Client) -> Iterator[tuple[httpx.Client, World, World]]:
     """A client of another account, what that account has, and what the account ``default`` has."""
-    with holding(server, "--account", "strangers") as stranger:
-        yield stranger, World.made(stranger), World.made(client)
+    with holding(server, "--account", "strangers", *EVERYTHING) as stranger:
+        yield stranger, World.made(stranger), World.made(owner)
 
 
 @pytest.mark.parametrize(("name", "source"), CROSSINGS)
 def test_another_accounts_ids_do_not_exist(
-    worlds: tuple[httpx.Client, World, World], client: httpx.Client, name: str, source: str
+    worlds: tuple[httpx.Client, World, World], owner: httpx.Client, name: str, source: str
 ) -> None:
     """Any operation by any id of another account answers as for an id that never was, to the byte; and does nothing."""
     stranger, own, foreign = worlds
-    before = foreign.request(client, BY_NAME["list_messages"]).text
+    if name == "delete_webhook":
+        own = World.made(stranger)
+    looks = ("list_messages", "read_webhook")
+    before = [foreign.request(owner, BY_NAME[look]).text for look in looks]
     crossed = own.but(**{source: foreign.ids[source]}).request(stranger, BY_NAME[name])
     absent = own.but(**{source: NO_ID}).request(stranger, BY_NAME[name])
     assert faceless(crossed) == faceless(absent)
-    if name == "find_conversations":
-        assert crossed.json() == {"items": []}
+    if name in ("find_conversations", "list_changes"):
+        assert crossed.json()["items"] == []
     else:
         error_of(crossed, "404-01")
     assert own.request(stranger, BY_NAME[name]).status_code in (200, 204)
-    assert foreign.request(client, BY_NAME["list_messages"]).text == before
+    assert [foreign.request(owner, BY_NAME[look]).text for look in looks] == before
+
+
+def test_what_an_account_lists_is_its_own(worlds: tuple[httpx.Client, World, World], owner: httpx.Client) -> None:
+    """Neither webhooks nor changes of another account are in a list, nor may a cursor of its log be used."""
+    stranger, own, foreign = worlds
+    for name in ("list_webhooks", "list_changes"):
+        path = BY_NAME[name].path
+        ours, theirs = (client.get(path, params={"limit": 1000}).text for client in (stranger, owner))
+        for ids, there, elsewhere in ((own.ids, ours, theirs), (foreign.ids, theirs, ours)):
+            told = ids["webhookId" if name == "list_webhooks" else "messageId"]
+            assert told in there
+            assert told not in elsewhere
+    cursor = owner.get("/turnlog/v1/changes", params={"limit": 1}).json()["nextCursor"]
+    error_of(stranger.get("/turnlog/v1/changes", params={"after": cursor}), "400-02")
+    error_of(stranger.post("/turnlog/v1/webhooks", json={**WEBHOOK, "after": cursor}), "422-01")
 
 
 def test_an_account_may_use_external_ids_and_ids_that_another_has(
@@ -331,17 +335,18 @@ def test_an_account_may_use_external_ids_and_ids_that_another_has(
 
 
 @pytest.mark.parametrize("permission", PERMISSIONS)
-def test_a_permission_opens_its_operations_and_no_other(server: Server, client: httpx.Client, permission: str) -> None:
+def test_a_permission_opens_its_operations_and_no_other(server: Server, owner: httpx.Client, permission: str) -> None:
     """Each permission against every operation: 403-01 exactly where the operation needs another one."""
-    world = World.made(client)
+    world = World.made(owner)
     needed = {
         "conversations:write": {"create_conversation", "authenticate"},
         "messages:write": {"create_message", "create_messages"},
-        "read": {name for name, operation in BY_NAME.items() if operation.method == "GET"} - {"health"},
+        "read": {name for name, one in BY_NAME.items() if one.method == "GET" and one.path.startswith(V1)},
+        "feed": {name for name, one in BY_NAME.items() if one.path.startswith("/turnlog/v1/")},
         "admin": set(),
     }
     with holding(server, "--permission", permission) as held:
-        for operation in OPERATIONS:
+        for operation in TABLE:
             answer = world.request(held, operation)
             if operation.name in needed[permission] | {"health"}:
                 assert answer.status_code in (200, 204), operation.name

@@ -1,14 +1,8 @@
-"""The description at /openapi.json and the page at /docs: complete, valid, true to the settings, and self-contained."""
+"""The description at /openapi.json: complete, valid and true to the settings."""
 
 from __future__ import annotations
 
-import base64
-import hashlib
-import html
-import os
 import re
-import subprocess
-from html.parser import HTMLParser
 from typing import TYPE_CHECKING, Any
 
 import jsonschema_rs
@@ -16,21 +10,21 @@ import msgspec
 import pytest
 import schemathesis
 
-from tests.harness import need
 from turnlog.config import Config
-from turnlog.http import docs_page, openapi, schemas
+from turnlog.http import openapi, schemas
 from turnlog.http.openapi import document, operation_id
-from turnlog.http.operations import OPERATIONS, Operation
+from turnlog.http.operations import Operation
+from turnlog.http.table import TABLE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     import httpx
 
-    from tests.harness import Key, Server
+    from tests.harness import Server
 
-DOCUMENT = document(OPERATIONS, Config())
-STRICT = document(OPERATIONS, Config(lenient=False, refuse_repeats=True, max_body_bytes=1234, max_target_bytes=4321))
+DOCUMENT = document(TABLE, Config())
+STRICT = document(TABLE, Config(lenient=False, refuse_repeats=True, max_body_bytes=1234, max_target_bytes=4321))
 METHODS = {"get", "post"}
 
 
@@ -93,17 +87,17 @@ def test_every_reference_leads_somewhere() -> None:
 def test_every_operation_of_the_table_is_described_and_nothing_else() -> None:
     """The description and the table name the same operations, in the same order, by unique ids."""
     described = [(method, path, operation["operationId"]) for method, path, operation in operations(DOCUMENT)]
-    assert sorted(described) == sorted((o.method, o.path, operation_id(o.name)) for o in OPERATIONS)
-    assert len({name for _, _, name in described}) == len(OPERATIONS)
-    assert set(openapi.DESCRIBED) == {operation.name for operation in OPERATIONS}
+    assert sorted(described) == sorted((o.method, o.path, operation_id(o.name)) for o in TABLE)
+    assert len({name for _, _, name in described}) == len(TABLE)
+    assert set(openapi.DESCRIBED) == {operation.name for operation in TABLE}
     assert operation_id("list_messages_by_external_id") == "listMessagesByExternalId"
 
 
 def test_an_operation_without_a_description_fails_loudly() -> None:
     """A new row in the table without words for it stops the server from starting."""
-    forgotten = Operation("forget_it", "POST", "/conversation/v1/forget", OPERATIONS[0].handler)
+    forgotten = Operation("forget_it", "POST", "/conversation/v1/forget", TABLE[0].handler)
     with pytest.raises(LookupError, match="forget_it"):
-        document((*OPERATIONS, forgotten), Config())
+        document((*TABLE, forgotten), Config())
 
 
 def test_every_code_of_the_server_is_explained() -> None:
@@ -146,6 +140,16 @@ EVERYWHERE = {"400", "401", "405", "408", "413", "414", "429", "431", "500", "50
         ("list_messages_by_external_id", {"200", "403", "404", "422"}),
         ("authenticate", {"204", "403", "404", "415", "422"}),
         ("health", {"200"}),
+        ("list_changes", {"200", "403", "410", "422"}),
+        ("create_webhook", {"200", "403", "410", "415", "422"}),
+        ("list_webhooks", {"200", "403"}),
+        ("read_webhook", {"200", "403", "404"}),
+        ("change_webhook", {"200", "403", "404", "415", "422"}),
+        ("rotate_webhook", {"200", "403", "404", "415", "422"}),
+        ("test_webhook", {"200", "403", "404"}),
+        ("list_failed_events", {"200", "403", "404"}),
+        ("replay_webhook", {"200", "403", "404", "410", "415", "422"}),
+        ("delete_webhook", {"204", "403", "404"}),
     ],
 )
 def test_each_operation_documents_what_it_can_answer(name: str, statuses: set[str]) -> None:
@@ -184,7 +188,7 @@ def test_every_example_is_valid(described: dict[str, Any]) -> None:
     for parameter in described["components"]["parameters"].values():
         if "example" in parameter:
             validator(described, parameter["schema"]).validate(parameter["example"])
-    assert seen >= len(OPERATIONS)
+    assert seen >= len(TABLE)
 
 
 def test_leniency_and_limits_appear_as_configured() -> None:
@@ -284,112 +288,3 @@ def test_the_served_description_follows_the_settings(start: Callable[..., Server
         answer = anyone.get("/openapi.json").json()
     assert answer["components"]["schemas"]["ExternalId"]["type"] == "string"
     assert "4,321 bytes" in answer["info"]["description"]
-
-
-class Elements(HTMLParser):
-    """What a page consists of: its elements with their attributes, and its text."""
-
-    def __init__(self, page: str) -> None:
-        super().__init__()
-        self.elements: list[tuple[str, dict[str, str | None]]] = []
-        self.open: list[str] = []
-        self.style = ""
-        self.text = ""
-        self.feed(page)
-        self.close()
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.elements.append((tag, dict(attrs)))
-        if tag not in {"meta", "br"}:
-            self.open.append(tag)
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        if self.open and self.open[-1] == "style":
-            self.style += data
-        else:
-            self.text += data
-
-
-def test_the_page_shows_every_operation_and_every_code(server: Server) -> None:
-    """``GET /docs`` needs no key; each operation has its path, an anchor and a line in the contents."""
-    with server.client() as anyone:
-        answer = anyone.get("/docs")
-    assert answer.status_code == 200
-    assert answer.headers["content-type"] == "text/html; charset=utf-8"
-    page = Elements(answer.text)
-    assert not page.open, "an element is not closed"
-    ids = [attributes["id"] for _, attributes in page.elements if "id" in attributes]
-    assert len(ids) == len(set(ids))
-    links = {attributes["href"] for tag, attributes in page.elements if tag == "a"}
-    for method, path, operation in operations(DOCUMENT):
-        assert f"{method} {path}" in page.text
-        assert operation["summary"] in page.text
-        assert operation["operationId"] in ids
-        assert f"#{operation['operationId']}" in links
-    for code in schemas.CODES:
-        assert f"error-{code}" in ids
-    for link in links:
-        assert link is not None
-        assert link == "/openapi.json" or link.removeprefix("#") in ids
-
-
-def test_the_page_loads_nothing_and_runs_nothing(server: Server) -> None:
-    """No script, no image, no style sheet from anywhere; the policy forbids all but the one style in the page."""
-    with server.client() as anyone:
-        answer = anyone.get("/docs")
-    page = Elements(answer.text)
-    assert {tag for tag, _ in page.elements}.isdisjoint(
-        {"script", "link", "img", "iframe", "object", "embed", "form", "base", "svg", "video", "audio"}
-    )
-    for tag, attributes in page.elements:
-        assert not {"src", "srcset", "style", "action", "background"} & set(attributes)
-        assert not any(name.startswith("on") for name in attributes)
-        assert "href" not in attributes or tag == "a"
-    assert "url(" not in page.style
-    assert "@import" not in page.style
-    hashed = base64.b64encode(hashlib.sha256(page.style.encode()).digest()).decode()
-    assert answer.headers["content-security-policy"].split("; ") == [
-        "default-src 'none'",
-        f"style-src 'sha256-{hashed}'",
-        "base-uri 'none'",
-        "form-action 'none'",
-        "frame-ancestors 'none'",
-    ]
-
-
-def test_the_curl_examples_work_as_they_stand(server: Server, key: Key) -> None:
-    """Pasted one after the other into a shell with the page's variables set, every one of them succeeds."""
-    need("curl")
-    page = docs_page.render(DOCUMENT).decode()
-    commands = re.findall(r'aria-label="curl command"><code>(.*?)</code>', page, re.DOTALL)
-    assert len(commands) == len(OPERATIONS)
-    variables = {
-        "TURNLOG_URL": server.base,
-        "TURNLOG_API_ID": key.id,
-        "TURNLOG_API_SECRET": key.secret,
-    }
-    with server.client(key):
-        for command in map(html.unescape, commands):
-            shell = ["sh", "-c", command.replace("curl ", "curl --silent --show-error --fail-with-body ", 1)]
-            done = subprocess.run(shell, env=os.environ | variables, capture_output=True, text=True, check=False)
-            assert done.returncode == 0, (command, done.stdout, done.stderr)
-            if done.stdout.startswith('{"id"'):
-                name = "messageId" if "/messages" in command.partition("\n")[0] else "conversationId"
-                variables[name] = msgspec.json.decode(done.stdout)["id"]
-
-
-def test_the_page_escapes_whatever_it_shows() -> None:
-    """Markup in a description is shown, not obeyed."""
-    bad = "<script>alert('x')</script>\"&"
-    described = msgspec.json.decode(msgspec.json.encode(DOCUMENT))
-    described["info"] |= {"title": bad, "summary": bad, "description": bad, "version": bad}
-    described["components"]["schemas"]["ErrorCode"]["x-enum-descriptions"] = [bad] * len(schemas.CODES)
-    described["components"]["schemas"]["MessageInput"]["properties"][bad] = {"type": "string", "description": bad}
-    operation = described["paths"]["/v1/health"]["get"]
-    operation |= {"summary": bad, "description": bad}
-    page = docs_page.render(described).decode()
-    assert "<script" not in page
-    assert page.count("&lt;script&gt;") >= 8

@@ -38,6 +38,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     workers: Count = 1
     lenient: bool = True
     refuse_repeats: bool = False
+    allow_private_webhooks: bool = False
     max_body_bytes: Count = 1024 * 1024
     max_batch_body_bytes: Count = 8 * 1024 * 1024
     max_gathered_bytes: Count = 64 * 1024 * 1024
@@ -45,6 +46,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     max_header_bytes: Count = 16 * 1024
     max_headers: Count = 100
     max_connections: Count = 10_000
+    max_streams: Count = 5_000
     max_queued_messages: Count = 10_000
     max_queued_characters: Count = 16 * 1024 * 1024
     write_deadline_s: Seconds = 10.0
@@ -53,6 +55,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     keep_alive_s: Seconds = 30.0
     write_timeout_s: Seconds = 30.0
     drain_timeout_s: Seconds = 8.0
+    stream_comment_s: Seconds = 15.0
     idempotency_hours: Count = 24
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_requests: Literal["all", "refused", "none"] = "refused"

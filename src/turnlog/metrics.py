@@ -102,6 +102,8 @@ class Metrics(Collector):
         self._batch_rows = _Histogram(_BATCH_ROWS)
         self._commit_s = _Histogram(_LATENCY_S)
         self._gauges: dict[str, tuple[str, Callable[[], float]]] = {}
+        self._labelled: dict[str, tuple[str, str, Callable[[], Mapping[str, float]]]] = {}
+        self._attempts: dict[tuple[str, str], int] = {}
         self._registry = CollectorRegistry()
         self._registry.register(self)
         for collector in (ProcessCollector, PlatformCollector, GCCollector):
@@ -120,6 +122,15 @@ class Metrics(Collector):
         """One transaction was committed."""
         self._batch_rows.observe(rows)
         self._commit_s.observe(seconds)
+
+    def attempt(self, webhook: str, outcome: str) -> None:
+        """An attempt to deliver an event came to ``outcome``; or the event was given up."""
+        counted = (webhook, outcome)
+        self._attempts[counted] = self._attempts.get(counted, 0) + 1
+
+    def gauges(self, name: str, help_text: str, label: str, read: Callable[[], Mapping[str, float]]) -> None:
+        """Add values that are read when somebody asks, one for each of a label's values."""
+        self._labelled[name] = (help_text, label, read)
 
     def gauge(self, name: str, help_text: str, read: Callable[[], float]) -> None:
         """Add a value that is read when somebody asks."""
@@ -170,6 +181,19 @@ class Metrics(Collector):
         yield _family("turnlog_commit_seconds", "Time of one transaction, its sync included.", self._commit_s)
         for name, (help_text, read) in self._gauges.items():
             yield GaugeMetricFamily(name, help_text, value=read())
+        for name, (help_text, label, read_all) in self._labelled.items():
+            family = GaugeMetricFamily(name, help_text, labels=(label,))
+            for value, figure in read_all().items():
+                family.add_metric((value,), figure)
+            yield family
+        attempts = CounterMetricFamily(
+            "turnlog_webhook_attempts",
+            "Attempts to deliver an event, by webhook and what came of them.",
+            labels=("webhook", "outcome"),
+        )
+        for (webhook, outcome), count in list(self._attempts.items()):
+            attempts.add_metric((webhook, outcome), count)
+        yield attempts
 
 
 def _told(text: bytes | None) -> list[tuple[str, str]] | None:

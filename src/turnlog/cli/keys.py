@@ -177,7 +177,7 @@ def rotate(key: str, grace: str, file: str | None, store: str | None, *, as_json
     """Give KEY, named by its id or its name, a new secret, and show it this once."""
     text = secret.new_secret(secrets.randbits)
     now = now_us()
-    old_expire_at = now + _span_us(grace, "--grace")
+    old_expire_at = now + span_us(grace, "--grace")
 
     async def add_secret() -> ApiKey:
         async with open_keys(settings(file, store=store).config.store) as kept:
@@ -241,7 +241,8 @@ def _rate_per_s(text: str) -> float:
     return float(match[1])
 
 
-def _span_us(text: str, flag: str) -> int:
+def span_us(text: str, flag: str) -> int:
+    """The span that a flag names, in microseconds. Raises UsageError."""
     match = _DURATION.fullmatch(text)
     if match is None:
         raise click.UsageError(f"{flag} {text!r}: expected a span such as 30m, 12h or 90d")
@@ -251,7 +252,7 @@ def _span_us(text: str, flag: str) -> int:
 def _future(text: str, flag: str) -> int:
     now = now_us()
     if _DURATION.fullmatch(text):
-        at = now + _span_us(text, flag)
+        at = now + span_us(text, flag)
     else:
         try:
             at = instants.parse(text)

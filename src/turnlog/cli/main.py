@@ -13,6 +13,8 @@ from turnlog.cli.importing import import_
 from turnlog.cli.keys import keys
 from turnlog.cli.migrate import migrate
 from turnlog.cli.serve import serve
+from turnlog.cli.tail import tail
+from turnlog.cli.webhooks import webhooks
 from turnlog.errors import SettingError
 from turnlog.store.protocol import StoreFailedError, StoreUnavailableError, StoreUncertainError
 
@@ -24,7 +26,7 @@ def turnlog() -> None:
     logs.configure("critical", str)  # a command's outcome is its answer; `serve` turns the log on
 
 
-for command in (serve, keys, import_, copy, migrate, config):
+for command in (serve, keys, webhooks, import_, copy, tail, migrate, config):
     turnlog.add_command(command)
 
 

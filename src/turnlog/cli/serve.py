@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import gc
-import secrets
 import socket
 import sys
 import time
@@ -17,26 +15,19 @@ import uvloop
 
 from turnlog import __version__, instants, logs
 from turnlog.cli.keys import DEFAULT_ACCOUNT, new_key, now_us
+from turnlog.cli.node import US_PER_HOUR, Node
 from turnlog.cli.settings import file_option, settings, store_option, store_to_make
 from turnlog.errors import SettingError
-from turnlog.http.app import App
-from turnlog.http.bodies import BodyReader
 from turnlog.http.intake import Shares
-from turnlog.http.operations import OPERATIONS, Context
-from turnlog.http.public import public_operations
 from turnlog.http.server import BACKLOG, Share, make_server
-from turnlog.ids import Ulids
-from turnlog.keyring import Keyring
 from turnlog.metrics import Metrics
 from turnlog.peers import Doors, Peers
-from turnlog.service import Service
 from turnlog.store.connect import is_shared, open_store, shown
 from turnlog.store.protocol import StoreUnavailableError
 from turnlog.supervisor import Supervisor
-from turnlog.writer import Writer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine
+    from collections.abc import Coroutine
 
     from turnlog.config import Config
     from turnlog.http.server import Server
@@ -47,8 +38,6 @@ _GRACE_S = 5.0
 """How much longer than ``drain_timeout_s`` the stop of a worker may take."""
 _OTHERS_S = 0.5
 """How long a scrape of the metrics waits for the other workers."""
-_WATCH_INTERVAL_S = 0.25
-_US_PER_HOUR = 3600 * instants.US_PER_S
 _log = structlog.get_logger()
 
 
@@ -58,12 +47,26 @@ _log = structlog.get_logger()
 @click.option("--host", help="The address to listen on.  [default: 127.0.0.1]")
 @click.option("--port", type=int, help="The port to listen on; 0 takes a free one.  [default: 8080]")
 @click.option("--workers", type=int, help="Processes side by side; over 1 only on PostgreSQL.  [default: 1]")
+@click.option(
+    "--allow-private-webhooks",
+    is_flag=True,
+    default=None,
+    help="Deliver webhooks to private addresses and over plain http, too.",
+)
 @click.option("--first-key", is_flag=True, help="Where the store has no key yet, create one and print a first session.")
 def serve(
-    file: str | None, store: str | None, host: str | None, port: int | None, workers: int | None, *, first_key: bool
+    file: str | None,
+    store: str | None,
+    host: str | None,
+    port: int | None,
+    workers: int | None,
+    *,
+    allow_private_webhooks: bool | None,
+    first_key: bool,
 ) -> None:
     """Serve the Conversations API until SIGINT or SIGTERM."""
-    effective = settings(file, store=store, host=host, port=port, workers=workers)
+    private = allow_private_webhooks
+    effective = settings(file, store=store, host=host, port=port, workers=workers, allow_private_webhooks=private)
     config = effective.config
     logs.configure(config.log_level, lambda: instants.render(now_us()))
     if config.workers > 1 and not is_shared(config.store):
@@ -154,8 +157,9 @@ async def _prepare(config: Config, *, first_key: bool) -> str:
 
 
 async def _open(config: Config) -> Store:
-    ttl_us = config.idempotency_hours * _US_PER_HOUR
-    return await open_store(config.store, idempotency_ttl_us=ttl_us, deadline_s=config.write_deadline_s)
+    return await open_store(
+        config.store, idempotency_ttl_us=config.idempotency_hours * US_PER_HOUR, deadline_s=config.write_deadline_s
+    )
 
 
 async def _serve(
@@ -165,7 +169,6 @@ async def _serve(
     store = await _open(config)
     failures: list[BaseException] = []
     metrics = Metrics() if member is None else Metrics(member.worker.number, member.ask)
-    ids = Ulids(now_us, secrets.randbits)
 
     def fail(failure: BaseException) -> None:  # not before the first batch, and by then there is a server
         if not failures:
@@ -173,44 +176,30 @@ async def _serve(
             _log.error("store_failed", error=str(failure))
         failures.append(failure)
 
-    writer = Writer(
-        store,
-        max_rows=config.max_queued_messages,
-        max_chars=config.max_queued_characters,
-        deadline_s=config.write_deadline_s,
-        monotonic_s=time.monotonic,
-        on_batch=metrics.batch,
-        on_failure=fail,
-    )
-    keyring = Keyring(now_us, time.monotonic, config.workers)
+    node = Node(config, store, metrics, fail)
     banner = "" if member is not None else await _first_session(store, first_key=first_key)
-    await _load(keyring, store)
-    service = Service(store, writer, ids, now_us, refuse_repeats=config.refuse_repeats)
-    public = public_operations(OPERATIONS, config, metrics, store.health, service.is_healthy)
-    context = Context(service, BodyReader(lenient=config.lenient))
-    app = App((*OPERATIONS, *public), context, keyring, metrics, config, ids)
+    await node.load_keys()
     if member is None:
-        server = make_server(app, config, ids.new, metrics, lambda: _announce(config, listener, banner))
+        server = make_server(node.app, config, node.ids.new, metrics, lambda: _announce(config, listener, banner))
     else:
-        server = _join(member, make_server(app, config, ids.new, metrics, member.worker.ready, member.share), metrics)
-    metrics.gauge("turnlog_queue_rows", "Messages waiting for a transaction.", lambda: writer.queued_rows)
+        server = make_server(node.app, config, node.ids.new, metrics, member.worker.ready, member.share)
+        _join(member, server, metrics)
     metrics.gauge("turnlog_open_connections", "Open connections.", lambda: server.open_connections)
-    background = [
-        asyncio.create_task(keyring.follow(store, asyncio.sleep)),
-        asyncio.create_task(service.forget_idempotency(config.idempotency_hours * _US_PER_HOUR, asyncio.sleep)),
-        asyncio.create_task(_watch(store, fail)),
-    ]
+    node.start()
     _tune_collector()
+    stopping = asyncio.create_task(_stop_delivering(server, node))
     await server.serve(listener)
-    for task in background:
-        task.cancel()
-    await asyncio.gather(*background, return_exceptions=True)
-    await writer.drain()
-    await store.close()
+    await stopping
+    await node.finish()
     return 1 if failures else 0
 
 
-def _join(member: _Member, server: Server, metrics: Metrics) -> Server:
+async def _stop_delivering(server: Server, node: Node) -> None:
+    await server.until_stopping()
+    await node.stop_delivering()
+
+
+def _join(member: _Member, server: Server, metrics: Metrics) -> None:
     """Be one of several: answer the others, and stop when the parent is gone."""
     loop = asyncio.get_running_loop()
 
@@ -221,15 +210,6 @@ def _join(member: _Member, server: Server, metrics: Metrics) -> Server:
 
     loop.add_reader(member.worker.lifeline, orphaned)
     member.peers.answer(metrics.tell)
-    return server
-
-
-async def _watch(store: Store, fail: Callable[[BaseException], None]) -> None:
-    """A store may also fail between two batches, at a checkpoint: then too, nothing more is recorded."""
-    while True:
-        await asyncio.sleep(_WATCH_INTERVAL_S)
-        if store.failure is not None:
-            fail(store.failure)
 
 
 def _tune_collector() -> None:
@@ -263,12 +243,6 @@ async def _first_session(store: Store, *, first_key: bool) -> str:
     if all(record.key.revoked_at is not None for record in records):
         _log.warning("no_keys", hint="nobody can come in: create a key with `turnlog keys create NAME`")
     return _KEPT if first_key else ""
-
-
-async def _load(keyring: Keyring, store: Store) -> None:
-    """The keys as they are now; where the store does not answer, they come once it does."""
-    with contextlib.suppress(StoreUnavailableError):
-        await keyring.refresh(store)
 
 
 _KEPT = """\

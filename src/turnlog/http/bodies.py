@@ -17,6 +17,7 @@ from msgspec import UNSET, Meta, UnsetType
 from turnlog import instants
 from turnlog.errors import MalformedBodyError, SchemaMismatchError, UnprocessableError
 from turnlog.model import (
+    EVENT_TYPES,
     MAX_BATCH_MESSAGES,
     MAX_ID_CHARS,
     ROLES,
@@ -98,14 +99,14 @@ class BodyReader:
 
     def message(self, raw: bytes) -> NewMessage:
         """The body of operation 4. Raises MalformedBodyError, SchemaMismatchError, UnprocessableError."""
-        body = _decode(raw, _decode_message)
+        body = decode(raw, _decode_message)
         if _strings_in(raw) != _MESSAGE_STRINGS + (type(body.sender.external_id) is str):
             check_json(raw)
         return self._message(body, "")
 
     def batch(self, raw: bytes) -> list[NewMessage]:
         """The body of operation 7. Raises as ``message``."""
-        body = _decode(raw, _decode_batch)
+        body = decode(raw, _decode_batch)
         expected = 1 + sum(_MESSAGE_STRINGS + (type(m.sender.external_id) is str) for m in body.messages)
         if _strings_in(raw) != expected:
             check_json(raw)
@@ -113,12 +114,12 @@ class BodyReader:
 
     def conversation(self, raw: bytes) -> NewConversation:
         """The body of operation 1. Raises as ``message``."""
-        body = _decode(raw, _decode_conversation)
+        body = decode(raw, _decode_conversation)
         check_json(raw)
         return NewConversation(
             self._external_id(body.external_id, "/externalId"),
             self._participant(body.customer, "/customer"),
-            _instant(body.timestamp, "/timestamp"),
+            instant(body.timestamp, "/timestamp"),
             None if body.agent is UNSET else self._participant(body.agent, "/agent"),
             None if body.metadata is UNSET else body.metadata,
             None if body.id is UNSET else body.id,
@@ -126,7 +127,7 @@ class BodyReader:
 
     def authentication(self, raw: bytes) -> NewAuthentication:
         """The body of operation 9: which parts were sent; what they hold ends here. Raises as ``message``."""
-        body = _decode(raw, _decode_authentication)
+        body = decode(raw, _decode_authentication)
         check_json(raw)
         auth = body.auth
         if self._lenient and body.token is not UNSET:
@@ -150,7 +151,7 @@ class BodyReader:
             body.text,
             sender.role,
             self._external_id(sender.external_id, f"{pointer}/sender/externalId"),
-            _instant(body.timestamp, f"{pointer}/timestamp"),
+            instant(body.timestamp, f"{pointer}/timestamp"),
         )
 
     def _participant(self, body: ParticipantBody, pointer: str) -> Participant:
@@ -165,7 +166,8 @@ class BodyReader:
         raise SchemaMismatchError(f"[Path '{pointer}'] Expected `str`, got `int`")
 
 
-def _instant(text: str, pointer: str) -> int:
+def instant(text: str, pointer: str) -> int:
+    """The instant that a timestamp names. Raises SchemaMismatchError, UnprocessableError."""
     try:
         return instants.parse(text)
     except instants.NotAnInstantError:
@@ -174,7 +176,11 @@ def _instant(text: str, pointer: str) -> int:
         raise UnprocessableError(f"[Path '{pointer}'] outside the years 0001 to 9999 UTC") from None
 
 
-def _decode(raw: bytes, decoder: Callable[[bytes], T]) -> T:
+def decode(raw: bytes, decoder: Callable[[bytes], T]) -> T:
+    """What ``decoder`` makes of a body. Raises MalformedBodyError, SchemaMismatchError, UnprocessableError.
+
+    The caller has to see to what msgspec does not look at (see above).
+    """
     try:
         return decoder(raw)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
@@ -196,10 +202,12 @@ def _schema_mismatch(problem: str) -> SchemaMismatchError | UnprocessableError:
     missing = _MISSING.fullmatch(what)
     if missing is not None:
         return SchemaMismatchError(f"[Path '{pointer}/{missing[1]}'] required field is missing")
-    if what == "Integer value out of range":
+    if what == "Integer value out of range" and pointer.endswith(("/externalId", "/customerExternalId")):
         return UnprocessableError(f"[Path '{pointer}'] at most {MAX_ID_CHARS} characters are accepted")
     if pointer.endswith("/role"):
         what = f"Expected one of {', '.join(ROLES)}"
+    if "/types/" in pointer:
+        what = f"Expected one of {', '.join(EVENT_TYPES)}"
     return SchemaMismatchError(f"[Path '{pointer}'] {what}")
 
 

@@ -164,6 +164,7 @@ class _Page:
                 "export TURNLOG_API_SECRET=...",
                 "export conversationId=...                  # as createConversation answered",
                 "export messageId=...                       # as createMessage answered",
+                "export webhookId=...                       # as createWebhook answered",
             )
         )
         return (

@@ -7,11 +7,14 @@ from typing import TYPE_CHECKING, TypeVar
 
 import msgspec
 
+from turnlog.feed import Feed
 from turnlog.http.bodies import BodyReader
 from turnlog.http.representations import conversation_view, encode, message_view
 from turnlog.http.responses import Response
+from turnlog.http.streams import Streams
 from turnlog.model import Permission
 from turnlog.service import Listing, Part, Service
+from turnlog.webhooks import Webhooks
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
@@ -33,6 +36,9 @@ class Context(msgspec.Struct, frozen=True):
 
     service: Service
     bodies: BodyReader
+    feed: Feed
+    streams: Streams
+    webhooks: Webhooks
 
 
 class Operation(msgspec.Struct, frozen=True):

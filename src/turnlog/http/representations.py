@@ -6,12 +6,15 @@ from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import msgspec
+from msgspec import UNSET, UnsetType
 
 from turnlog.instants import render
-from turnlog.model import Role
+from turnlog.model import EventType, Role
 
 if TYPE_CHECKING:
     from turnlog.model import Conversation, Message, Participant
+    from turnlog.sent import Sent
+    from turnlog.webhooks import Failed, WebhookState
 
 encode = msgspec.json.encode
 
@@ -73,3 +76,91 @@ def message_view(message: Message) -> MessageView:
         render(message.created_at),
         render(message.client_at),
     )
+
+
+class SecretView(msgspec.Struct, rename="camel"):
+    created_timestamp: str
+    expires_timestamp: str | UnsetType = UNSET
+
+
+class WebhookView(msgspec.Struct, rename="camel"):
+    id: str
+    url: str
+    types: tuple[EventType, ...] | None
+    description: str
+    enabled: bool
+    created_timestamp: str
+    updated_timestamp: str
+    cursor: str
+    pending_conversations: int
+    secrets: list[SecretView]
+    disabled_reason: str | UnsetType = UNSET
+    secret: str | UnsetType = UNSET
+
+
+class FailedEventView(msgspec.Struct, rename="camel"):
+    id: str
+    type: EventType
+    conversation_id: str
+    attempts: int
+    first_failed_timestamp: str
+    failed_timestamp: str
+    error: str
+    replayed: bool
+
+
+class FailedView(msgspec.Struct, rename="camel"):
+    items: list[FailedEventView]
+    next_cursor: str | UnsetType = UNSET
+
+
+class AttemptView(msgspec.Struct, rename="camel"):
+    status: int | None
+    error: str | None
+    seconds: float
+    body: str
+
+
+def webhook_view(state: WebhookState, *, with_secret: bool = False) -> WebhookView:
+    """A webhook with how far it has got; ``with_secret``, its newest secret is shown."""
+    webhook = state.webhook
+    return WebhookView(
+        webhook.id,
+        webhook.url,
+        webhook.types,
+        webhook.description,
+        webhook.disabled is None,
+        render(webhook.created_at),
+        render(webhook.updated_at),
+        state.cursor,
+        state.blocked,
+        [
+            SecretView(render(one.created_at), UNSET if one.expires_at is None else render(one.expires_at))
+            for one in webhook.secrets
+        ],
+        UNSET if webhook.disabled is None else webhook.disabled,
+        webhook.secrets[-1].secret if with_secret else UNSET,
+    )
+
+
+def failed_view(page: Failed) -> FailedView:
+    """A page of events that a webhook has given up."""
+    items = [
+        FailedEventView(
+            event_id,
+            letter.type,
+            letter.conversation,
+            letter.attempts,
+            render(letter.first_failed_at),
+            render(letter.dead_at),
+            letter.error,
+            letter.replayed,
+        )
+        for event_id, letter in page.items
+    ]
+    return FailedView(items, UNSET if page.next_cursor is None else page.next_cursor)
+
+
+def attempt_view(sent: Sent) -> AttemptView:
+    """What came of sending one event."""
+    return AttemptView(sent.status, sent.error or None, round(sent.seconds, 3), sent.excerpt)

@@ -32,8 +32,8 @@ CONVERSATION_ID = "01KA8Z5T7Q9W3N6R2C4V0XJHME"
 MESSAGE_ID = "01KA8Z6B1M5D8F2G7K9P3S4TVY"
 CURSOR = "AAXReM8wvngAAAAAAAAAKtOzbrLXQ1c4"
 
-_NO_NUL = r"^[^\u0000]*$"
-_ULID = {"type": "string", "pattern": "^[0-7][0-9A-HJKMNP-TV-Z]{25}$"}
+NO_NUL = r"^[^\u0000]*$"
+ULID = {"type": "string", "pattern": "^[0-7][0-9A-HJKMNP-TV-Z]{25}$"}
 _PATH_ID = {"type": "string", "pattern": f"^[A-Z0-9]{{1,{MAX_ID_CHARS}}}$"}
 _CLOCK = "(?:[01][0-9]|2[0-3]):[0-5][0-9]"
 # The lookahead leaves out what is beyond the years 0001 to 9999 once it is UTC. The calendar is for `format` to know.
@@ -41,7 +41,7 @@ _INSTANT = (
     r"^(?!0000|0001-01-01.*\+|9999-12-31.*-[0-9]{2}:)[0-9]{4}-[0-9]{2}-[0-9]{2}"
     rf"[Tt]{_CLOCK}:[0-5][0-9](?:\.[0-9]{{1,15}})?(?:[Zz]|[+-]{_CLOCK})?$"
 )
-_INSTANT_OUT = r"^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}\.(?:[0-9]{3}|[0-9]{6})Z$"
+INSTANT_OUT = r"^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}\.(?:[0-9]{3}|[0-9]{6})Z$"
 _IDEMPOTENCY_KEY = r'^(?:[!#-~](?:[ -~]{0,253}[!-~])?|"(?:[ !#-\[\]-~]|\\["\\]){1,255}")$'
 
 
@@ -50,12 +50,14 @@ def ref(kind: str, name: str) -> Json:
     return {"$ref": f"#/components/{kind}/{name}"}
 
 
-def _object(required: Iterable[str], properties: Json, **more: Any) -> Json:
+def object_schema(required: Iterable[str], properties: Json, **more: Any) -> Json:
+    """An object, to which fields may be added that are not described."""
     return {"type": "object", "required": list(required), "properties": properties, **more}
 
 
-def _text(limit: int, description: str) -> Json:
-    return {"type": "string", "maxLength": limit, "pattern": _NO_NUL, "description": description}
+def text_schema(limit: int, description: str) -> Json:
+    """A text as it can be stored."""
+    return {"type": "string", "maxLength": limit, "pattern": NO_NUL, "description": description}
 
 
 def schemas(config: Config) -> dict[str, Json]:
@@ -67,22 +69,22 @@ def _request_schemas(config: Config) -> dict[str, Json]:
     return {
         "ExternalId": _external_id(config),
         "Timestamp": _timestamp(),
-        "ParticipantInput": _object(
+        "ParticipantInput": object_schema(
             ["externalId"],
             {
                 "externalId": ref("schemas", "ExternalId"),
-                "name": _text(MAX_NAME_CHARS, "How to call them; for people to read."),
+                "name": text_schema(MAX_NAME_CHARS, "How to call them; for people to read."),
             },
             description="A customer or an agent, by the id that your own systems know them by.",
         ),
         "ConversationInput": _conversation_input(),
-        "MessageInput": _object(
+        "MessageInput": object_schema(
             ["text", "sender", "timestamp"],
             {
                 "text": {
                     "type": "string",
                     "minLength": 1,
-                    "pattern": _NO_NUL,
+                    "pattern": NO_NUL,
                     "description": "What was said: stored and returned as it is, never trimmed or normalised. "
                     "Its length is bounded by that of the body only.",
                 },
@@ -91,7 +93,7 @@ def _request_schemas(config: Config) -> dict[str, Json]:
             },
             description="One message of a conversation.",
         ),
-        "SenderInput": _object(
+        "SenderInput": object_schema(
             ["role", "externalId"],
             {"role": ref("schemas", "Role"), "externalId": ref("schemas", "ExternalId")},
             description="Who said it. It need not be the customer or the agent that the conversation names.",
@@ -101,7 +103,7 @@ def _request_schemas(config: Config) -> dict[str, Json]:
             "enum": list(ROLES),
             "description": "`system` is a bot or a notice: it sends messages and takes no part.",
         },
-        "MessagesInput": _object(
+        "MessagesInput": object_schema(
             ["messages"],
             {
                 "messages": {
@@ -121,9 +123,9 @@ def _request_schemas(config: Config) -> dict[str, Json]:
 def _external_id(config: Config) -> Json:
     described = "An id of your own systems' making: any text without U+0000."
     if not config.lenient:
-        return _text(MAX_ID_CHARS, described)
+        return text_schema(MAX_ID_CHARS, described)
     more = f" A JSON integer is taken as its decimal text, which may have up to {MAX_ID_CHARS} characters too."
-    return {**_text(MAX_ID_CHARS, described + more), "type": ["string", "integer"]}
+    return {**text_schema(MAX_ID_CHARS, described + more), "type": ["string", "integer"]}
 
 
 def _timestamp() -> Json:
@@ -139,7 +141,7 @@ def _timestamp() -> Json:
 
 
 def _conversation_input() -> Json:
-    return _object(
+    return object_schema(
         ["externalId", "customer", "timestamp"],
         {
             "externalId": ref("schemas", "ExternalId"),
@@ -149,8 +151,8 @@ def _conversation_input() -> Json:
             "metadata": {
                 "type": "object",
                 "maxProperties": MAX_METADATA_ENTRIES,
-                "propertyNames": {"maxLength": MAX_METADATA_KEY_CHARS, "pattern": _NO_NUL},
-                "additionalProperties": _text(MAX_METADATA_VALUE_CHARS, "Any text."),
+                "propertyNames": {"maxLength": MAX_METADATA_KEY_CHARS, "pattern": NO_NUL},
+                "additionalProperties": text_schema(MAX_METADATA_VALUE_CHARS, "Any text."),
                 "description": "Names and values to keep beside the conversation. Sent again, it replaces the whole "
                 "of what was stored.",
             },
@@ -168,15 +170,15 @@ def _authentication_input(config: Config) -> Json:
     properties: Json = {
         "customerExternalId": ref("schemas", "ExternalId"),
         "auth": ref("schemas", "Credentials"),
-        "streamId": _text(MAX_ID_CHARS, "The stream that the customer is spoken to on."),
+        "streamId": text_schema(MAX_ID_CHARS, "The stream that the customer is spoken to on."),
     }
     if not config.lenient:
-        return _object(["customerExternalId", "auth"], properties)
+        return object_schema(["customerExternalId", "auth"], properties)
     properties["token"] = {
         "type": "string",
         "description": "A token by itself: what `auth.token` says, for callers that send no `auth`.",
     }
-    return _object(["customerExternalId"], properties, anyOf=[{"required": ["auth"]}, {"required": ["token"]}])
+    return object_schema(["customerExternalId"], properties, anyOf=[{"required": ["auth"]}, {"required": ["token"]}])
 
 
 def _credentials() -> Json:
@@ -197,10 +199,10 @@ def _credentials() -> Json:
 
 def _answer_schemas() -> dict[str, Json]:
     stored_id = {"type": "string", "maxLength": MAX_ID_CHARS}
-    instant = {"type": "string", "format": "date-time", "pattern": _INSTANT_OUT}
+    instant = {"type": "string", "format": "date-time", "pattern": INSTANT_OUT}
     return {
-        "Participant": _object(["externalId"], {"externalId": stored_id, "name": {"type": "string"}}),
-        "Conversation": _object(
+        "Participant": object_schema(["externalId"], {"externalId": stored_id, "name": {"type": "string"}}),
+        "Conversation": object_schema(
             ["id", "externalId", "customer"],
             {
                 "id": _PATH_ID,
@@ -211,14 +213,14 @@ def _answer_schemas() -> dict[str, Json]:
             },
             description="A conversation as it stands; `agent` and `metadata` where they are known.",
         ),
-        "Conversations": _object(
+        "Conversations": object_schema(
             ["items"], {"items": {"type": "array", "maxItems": 1, "items": ref("schemas", "Conversation")}}
         ),
-        "ConversationId": _object(["id"], {"id": _PATH_ID}),
-        "Message": _object(
+        "ConversationId": object_schema(["id"], {"id": _PATH_ID}),
+        "Message": object_schema(
             ["messageId", "text", "sender", "createdTimestamp", "clientTimestamp"],
             {
-                "messageId": _ULID,
+                "messageId": ULID,
                 "text": {"type": "string", "minLength": 1},
                 "sender": ref("schemas", "Sender"),
                 "createdTimestamp": {**instant, "description": "When this server recorded it, in UTC."},
@@ -226,8 +228,8 @@ def _answer_schemas() -> dict[str, Json]:
             },
             description="A recorded message.",
         ),
-        "Sender": _object(["role", "externalId"], {"role": ref("schemas", "Role"), "externalId": stored_id}),
-        "Messages": _object(
+        "Sender": object_schema(["role", "externalId"], {"role": ref("schemas", "Role"), "externalId": stored_id}),
+        "Messages": object_schema(
             ["items"],
             {
                 "items": {"type": "array", "items": ref("schemas", "Message")},
@@ -237,13 +239,13 @@ def _answer_schemas() -> dict[str, Json]:
                 },
             },
         ),
-        "MessageId": _object(["id"], {"id": _ULID}),
-        "MessageIds": _object(
+        "MessageId": object_schema(["id"], {"id": ULID}),
+        "MessageIds": object_schema(
             ["ids"],
-            {"ids": {"type": "array", "minItems": 1, "maxItems": MAX_BATCH_MESSAGES, "items": _ULID}},
+            {"ids": {"type": "array", "minItems": 1, "maxItems": MAX_BATCH_MESSAGES, "items": ULID}},
             description="The ids of the messages, in the order in which they were sent.",
         ),
-        "Health": _object(["healthCheck"], {"healthCheck": {"type": "string", "enum": ["SUCCESS", "FAILED"]}}),
+        "Health": object_schema(["healthCheck"], {"healthCheck": {"type": "string", "enum": ["SUCCESS", "FAILED"]}}),
     }
 
 
@@ -258,11 +260,12 @@ CODES = {
     "400-03": "The body is JSON but does not have the documented fields and types.",
     "401-01": "The credentials are missing, unknown, wrong, revoked or expired. It is not said which.",
     "403-01": "The key is good and lacks the permission that the operation needs.",
-    "404-01": "There is no such path, conversation or message in this account.",
+    "404-01": "There is no such path, conversation, message or webhook in this account.",
     "405-01": "The path does not offer the method; `Allow` lists those it does.",
     "408-01": "The request did not arrive in time.",
     "409-01": "It is recorded already, durably, and this request adds nothing; or a conversation `id` is another's. "
     "Never sent for something that is still under way.",
+    "410-01": "What comes behind the cursor is not kept any more, or the log was restored to an earlier time.",
     "413-01": "The body is over the limit.",
     "414-01": "The request's target, path and query, is over the limit.",
     "415-01": "The body is not `application/json`, or has a content encoding.",
@@ -285,10 +288,10 @@ def known_codes() -> set[str]:
 
 def _error_schemas() -> dict[str, Json]:
     return {
-        "Error": _object(
+        "Error": object_schema(
             ["error"],
             {
-                "error": _object(
+                "error": object_schema(
                     ["requestId", "code", "message"],
                     {
                         "requestId": {"type": "string", "description": "The same as in `x-request-id`."},
@@ -317,14 +320,14 @@ def _error_schemas() -> dict[str, Json]:
 def parameters(config: Config) -> dict[str, Json]:
     """The component parameters."""
     return {
-        "conversationId": _path_parameter("conversationId", "The id that the conversation got, or was given."),
-        "messageId": _path_parameter("messageId", "The id that the message got.", MESSAGE_ID),
+        "conversationId": path_parameter("conversationId", "The id that the conversation got, or was given."),
+        "messageId": path_parameter("messageId", "The id that the message got.", MESSAGE_ID),
         "externalId": {
             "name": "externalId",
             "in": "query",
             "required": True,
             "description": "The conversation's `externalId`, whole and exactly as it was sent.",
-            "schema": {"type": "string", "pattern": _NO_NUL},
+            "schema": {"type": "string", "pattern": NO_NUL},
             "example": "chat-2021-0042",
         },
         "limit": {
@@ -353,7 +356,8 @@ def parameters(config: Config) -> dict[str, Json]:
     }
 
 
-def _path_parameter(name: str, description: str, example: str = CONVERSATION_ID) -> Json:
+def path_parameter(name: str, description: str, example: str = CONVERSATION_ID) -> Json:
+    """An id in a path."""
     return {
         "name": name,
         "in": "path",
@@ -368,7 +372,7 @@ def headers() -> dict[str, Json]:
     """The component headers."""
     return {
         "RequestId": _header(
-            _ULID, "Names this answer in the server's log; quote it when you ask for help.", required=True
+            ULID, "Names this answer in the server's log; quote it when you ask for help.", required=True
         ),
         "RetryAfter": _header(
             {"type": "integer", "minimum": 1}, "Seconds to wait before the next attempt.", required=True

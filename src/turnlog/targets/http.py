@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import re
 import time
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
@@ -15,6 +14,7 @@ from turnlog import instants
 from turnlog.errors import SettingError
 from turnlog.model import DEFAULT_PERMISSIONS, MAX_PAGE_MESSAGES, NewMessage, Role
 from turnlog.targets.protocol import Patience, RefusedError
+from turnlog.targets.remote import credentials, key_refused, reason, redirected, said, seconds
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from turnlog.model import NewConversation
     from turnlog.targets.protocol import Target
 
-_CREDENTIAL = re.compile(r"[\x21-\x7e]{1,255}")
 _UNSURE = frozenset({429, 500, 502, 503, 504})
 _REFUSED = frozenset({400, 409, 413, 422})
 _BASE = "/conversation/v1"
@@ -58,34 +57,18 @@ class _Page(msgspec.Struct, rename="camel"):
     next_cursor: str | None = None
 
 
-class _Problem(msgspec.Struct):
-    message: str
-
-
-class _Envelope(msgspec.Struct):
-    error: _Problem
-
-
 @contextlib.contextmanager
 def http_target(url: str, api_id: str, api_secret: str) -> Iterator[Target]:
     """The conversations that the key opens on the server at ``url``.
 
     Raises SettingError where the server cannot be reached or refuses the key.
     """
-    try:
-        parts = urllib3.util.parse_url(url)
-    except urllib3.exceptions.LocationParseError:
-        parts = urllib3.util.Url()
-    if parts.scheme not in ("http", "https") or not parts.host or parts.auth or parts.query or parts.fragment:
-        raise SettingError("--url: expected the address of a server, as in http://127.0.0.1:8080")
-    if not _CREDENTIAL.fullmatch(api_id) or not _CREDENTIAL.fullmatch(api_secret):
-        raise SettingError("TURNLOG_API_ID and TURNLOG_API_SECRET must hold a key of the server and its secret")
     with urllib3.PoolManager(
         num_pools=1,
         maxsize=_HttpTarget.workers,
         block=True,
         timeout=urllib3.Timeout(connect=5, read=30),
-        headers={"asapp-api-id": api_id, "asapp-api-secret": api_secret, "content-type": "application/json"},
+        headers=credentials(url, api_id, api_secret) | {"content-type": "application/json"},
     ) as pool:
         target = _HttpTarget(url.rstrip("/"), pool)
         # At once: there is nothing yet to be patient for.
@@ -113,20 +96,19 @@ class _HttpTarget:
         while True:
             retry_after_s = 0.0
             try:
-                # A redirect is not followed: it could lead the secret elsewhere.
                 response = self._pool.request(
                     method, self._url + path, body=content, headers=headers, retries=False, redirect=False
                 )
             except urllib3.exceptions.HTTPError as error:
-                problem = f"cannot reach {self._url}: {_reason(error)}"
+                problem = f"cannot reach {self._url}: {reason(error)}"
                 if not patient:
                     raise SettingError(problem) from None
             else:
                 if response.status not in _UNSURE:
                     self.patience.succeeded()
                     return self._answer(response, answer)
-                problem = f"{self._url} answers {response.status}: {_message(response)}"
-                retry_after_s = _seconds(response.headers.get("retry-after"))
+                problem = f"{self._url} answers {response.status}: {said(response.data)}"
+                retry_after_s = seconds(response.headers.get("retry-after"))
             self.patience.wait(attempt, since, retry_after_s, problem)
             attempt += 1
 
@@ -138,17 +120,15 @@ class _HttpTarget:
             except (msgspec.DecodeError, UnicodeDecodeError):
                 raise SettingError(f"{self._url} does not answer as a Conversations API") from None
         if status in _REFUSED:
-            raise RefusedError(_message(response), status)
+            raise RefusedError(said(response.data), status)
         if status == 401:
-            raise SettingError(
-                f"{self._url} refuses the key: TURNLOG_API_ID and TURNLOG_API_SECRET must hold a live one"
-            )
+            raise key_refused(self._url)
         if status == 403:
             needed = ", ".join(DEFAULT_PERMISSIONS)
-            raise SettingError(f"the key lacks a permission of these: {needed} ({_message(response)})")
+            raise SettingError(f"the key lacks a permission of these: {needed} ({said(response.data)})")
         if 300 <= status < 400:
-            raise SettingError(f"{self._url} redirects to {response.headers.get('location')!r}: give that address")
-        raise SettingError(f"no Conversations API at {self._url}: it answers {status} ({_message(response)})")
+            raise redirected(self._url, response.headers)
+        raise SettingError(f"no Conversations API at {self._url}: it answers {status} ({said(response.data)})")
 
     def find(self, external_id: str) -> str | None:
         """See Target."""
@@ -185,24 +165,3 @@ class _HttpTarget:
         items = [_New(m.text, _Sender(m.role, m.sender), instants.render(m.client_at)) for m in messages]
         path = f"{_BASE}/conversations/{quote(conversation_id, safe='')}/messages/batch"
         self.call("POST", path, Any, {"messages": items}, key=idempotency_key)
-
-
-def _reason(error: BaseException) -> str:
-    """The system's own words, where it had any."""
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, OSError) and cause.strerror:
-            return cause.strerror
-        cause = cause.__cause__ or cause.__context__
-    return str(error)
-
-
-def _message(response: urllib3.BaseHTTPResponse) -> str:
-    try:
-        return msgspec.json.decode(response.data, type=_Envelope).error.message
-    except (msgspec.DecodeError, UnicodeDecodeError):
-        return "without saying why"
-
-
-def _seconds(text: str | None) -> float:
-    return float(text) if text is not None and text.isascii() and text.isdecimal() else 0.0

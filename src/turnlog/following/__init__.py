@@ -1,0 +1,1 @@
+"""Following an account's log from outside: in a store, beside its servers, or through a running server."""
