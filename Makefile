@@ -11,7 +11,7 @@ serve: $(VENV)/serve.done
 
 test: check
 	@$(BIN)/python -m tests.postgres_programs || $(PIP) install --require-hashes --requirement requirements/postgres.txt
-	$(BIN)/python -m pytest
+	$(BIN)/python -m tests.halves
 	$(BIN)/python -m bench.guard
 
 # Format, lint and types, as CI has them.

@@ -105,7 +105,9 @@ class Path:
         self.keyring = Keyring(now_us, time.monotonic)
         service = Service(store, self.writer, self.ids, now_us, refuse_repeats=False)
         self.bodies = BodyReader(lenient=True)
-        app = App(OPERATIONS, Context(service, self.bodies), self.keyring, self.metrics, config, self.ids)
+        others: Any = None
+        context = Context(service, self.bodies, others, others, others)
+        app = App(OPERATIONS, context, self.keyring, self.metrics, config, self.ids)
         self.traffic = Traffic(config, self.ids.new, self.metrics)
         self.traffic.date = b"Sat, 31 Jan 2026 12:00:00 GMT"
         self.loop = asyncio.get_running_loop()

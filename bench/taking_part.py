@@ -22,6 +22,12 @@ if TYPE_CHECKING:
 
 TEXTBOOK = (sys.executable, "-m", "bench.textbook")
 HEALTH = "/v1/health"
+_PERMISSIONS = (
+    "--permission=conversations:write",
+    "--permission=messages:write",
+    "--permission=read",
+    "--permission=feed",
+)
 _COUNTS = {"textbook": "message", "sqlite": "message", "postgresql": "turnlog.message"}
 
 
@@ -149,4 +155,4 @@ def _headers(command: Sequence[str]) -> dict[str, str]:
 
 def _turnlog_key(store: Store) -> dict[str, str]:
     """A key in a store that is made for it."""
-    return _headers([servers.TURNLOG, "keys", "create", "bench", "--json", "--store", store.url])
+    return _headers([servers.TURNLOG, "keys", "create", "bench", "--json", "--store", store.url, *_PERMISSIONS])
