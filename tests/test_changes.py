@@ -106,6 +106,7 @@ def test_an_empty_log_has_a_cursor_too(client: httpx.Client) -> None:
     empty = client.get(CHANGES).json()
     assert empty["items"] == []
     _talk(client, "first", [])
+    assert len(client.get(CHANGES, params={"after": "beginning"}).json()["items"]) == 1
     assert len(client.get(CHANGES, params={"after": empty["nextCursor"]}).json()["items"]) == 1
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+import threading
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -12,9 +13,11 @@ from tests.harness import TURNLOG, V1, Key, Server, clean_environment, create_co
 from tests.stores import rows
 from tests.tailing import Tail, over, send
 from tests.test_changes import ALL, walk
+from turnlog.following.protocol import Event, Wanted
+from turnlog.following.server import follow_server
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     import httpx
 
@@ -284,3 +287,28 @@ def test_a_database_that_goes_away_is_waited_for(store_kind: str, cluster: Clust
                 assert done.returncode == 1
                 assert "Traceback" not in done.stderr
                 assert tail.process.poll() is None
+
+
+class _EnoughError(Exception):
+    """Ends what would follow for ever."""
+
+
+def test_a_stream_may_be_silent_for_longer_than_a_connection_may_take_to_be_made(
+    server: Server, key: Key, client: httpx.Client
+) -> None:
+    conversation_id = create_conversation(client, "one")
+    connect_s, came, said = 0.1, list[Event](), list[str]()
+
+    def take(events: Sequence[Event], _cursor: str) -> None:
+        if events and not came:
+            after_a_silence.start()
+        came.extend(events)
+        if len(came) > 1:
+            raise _EnoughError
+
+    after_a_silence = threading.Timer(6 * connect_s, send, (client, conversation_id, "after a silence"))
+    wanted, credentials = Wanted("beginning"), (key.id, key.secret)
+    with pytest.raises(_EnoughError):
+        follow_server(server.base, credentials, wanted, take, said.append, connect_s=connect_s, random=lambda: 0)
+    after_a_silence.join()
+    assert said == []

@@ -106,6 +106,26 @@ def test_a_test_event_goes_out_from_the_command(server: Server, client: httpx.Cl
     assert (private.returncode, private.stdout, private.stderr.count("\n")) == (1, "", 1)
 
 
+def test_what_waits_is_shown_with_its_error_and_its_next_attempt(server: Server, client: httpx.Client) -> None:
+    """Over HTTP and in lines, until the receiver takes it."""
+    with Receiver() as receiver:
+        receiver.behaviour = status(500)
+        made = cli(server, "create", receiver.url)
+        receiver.secrets = [made["secret"]]
+        path = f"{HOOKS}/{made['id']}"
+        record(client, 1)
+        wait_for(lambda: client.get(path).json()["pendingConversations"] == 1)
+        waiting = client.get(path).json()
+        assert "500" in waiting["lastError"]
+        shown = run_cli("webhooks", "show", made["id"], "--store", server.url).stdout
+        assert "waiting:     1 conversation until 2" in shown
+        assert shown.count("500") == 1
+        receiver.behaviour = status(200)
+        wait_for(lambda: client.get(path).json()["pendingConversations"] == 0)
+        assert waiting.keys() - client.get(path).json().keys() == {"lastError", "nextAttemptTimestamp"}
+        client.delete(path)
+
+
 BAD_INPUT = [
     ("create",), ("create", "nowhere"), ("create", "https://localhost/"), ("list", "x"), ("x",),
     ("create", "https://a.example", "--type", "x"),

@@ -82,6 +82,9 @@ _ISATAP = frozenset({0x00005EFE, 0x02005EFE})
 """The upper half of an interface identifier whose lower half is an IPv4 address."""
 
 
+_UNLESS = ", or have the operator set allow_private_webhooks"
+
+
 class RefusedUrlError(ValueError):
     """The URL is not one that this server sends to; the message is for its author, and has no credentials in it."""
 
@@ -153,7 +156,7 @@ def check_url(url: str, *, allow_private: bool = False) -> Destination:
         raise RefusedUrlError("the brackets around the host do not hold an IPv6 address") from None
     scheme = parts.scheme
     if scheme not in _SCHEMES or (scheme == "http" and not allow_private):
-        raise RefusedUrlError("the URL must begin with https://")
+        raise RefusedUrlError(f"the URL must begin with https://{_UNLESS}")
     if "@" in parts.netloc:
         raise RefusedUrlError("leave the credentials out of the URL: every request is signed, and that identifies it")
     host, port = _host_and_port(parts.netloc, _SCHEMES[scheme])
@@ -196,7 +199,7 @@ def _checked_host(host: str, *, allow_private: bool) -> str:
     if _ends_in_number(labels[-1]):
         _check_address_4(name, allow_private=allow_private)
     elif labels[-1] == "localhost" and not allow_private:
-        raise RefusedUrlError("localhost is this server itself: name a host on the internet")
+        raise RefusedUrlError(f"localhost is this server itself: name a host on the internet{_UNLESS}")
     return name
 
 
@@ -230,7 +233,8 @@ def _checked_address_6(text: str, *, allow_private: bool) -> str:
 def _check_address(text: str, *, allow_private: bool) -> None:
     reason = refuse_reason(text, allow_private=allow_private)
     if reason is not None:
-        raise RefusedUrlError(f"address {text} is {reason}: name a host on the internet")
+        allowed = allow_private or refuse_reason(text, allow_private=True) is not None
+        raise RefusedUrlError(f"address {text} is {reason}: name a host on the internet{'' if allowed else _UNLESS}")
 
 
 def _inet_aton(name: str) -> IPv4Address | None:

@@ -22,6 +22,8 @@ PART_CHARS = 128 * 1024
 """What is read at a time: bounds a reader's memory, and how long it keeps others waiting."""
 NOW = "now"
 """Stands for the cursor behind everything that is recorded."""
+BEGINNING = "beginning"
+"""Stands for the cursor before everything that is kept."""
 
 
 _BEHIND_THE_END = "the log ends before this cursor: it was restored to an earlier time: start without one"
@@ -66,14 +68,14 @@ class Feed:
         return found
 
     async def place(self, account: str, after: str | None, parameter: str = "Query 'after'") -> int:
-        """The position that a reader begins behind: the beginning of what is kept for ``None``, the end for NOW.
+        """The position that a reader begins behind: NOW is the end; ``None`` and BEGINNING, where what is kept begins.
 
         Raises MalformedParameterError where ``after`` is no cursor of this log, GoneError where it points at what is
         not kept, OverloadedError while the store does not answer.
         """
         with asking_the_store:
             start = await self._reader.log_start(account)
-            if after is None:
+            if after is None or after == BEGINNING:
                 return start
             end = await self._reader.last_position(account)
         if after == NOW:
@@ -82,7 +84,8 @@ class Feed:
             position = (await self.cursors(account)).position(after)
         except NotACursorError:
             raise MalformedParameterError(
-                f"[{parameter}] not a cursor of this account's log: send a nextCursor or an event's id as it was given"
+                f"[{parameter}] not a cursor of this account's log: send a nextCursor or an event's id as it was "
+                f"given, or {NOW} or {BEGINNING}"
             ) from None
         if position < start:
             raise GoneError(f"[{parameter}] what comes behind this cursor is not kept any more: start without one")

@@ -14,7 +14,7 @@ from msgspec import UNSET, UnsetType
 from turnlog import instants, limits
 from turnlog.addresses import MAX_URL_CHARS, RefusedUrlError, check_url
 from turnlog.errors import MalformedParameterError, NotFoundError, OutcomeUnknownError, UnprocessableError
-from turnlog.feed import NOW
+from turnlog.feed import BEGINNING, NOW
 from turnlog.ids import NotACursorError
 from turnlog.model import EVERYTHING, DeadLetter, EventType, SigningSecret, Webhook
 from turnlog.service import asking_the_store
@@ -33,8 +33,6 @@ if TYPE_CHECKING:
 MAX_WEBHOOKS = 100
 """Of an account: each reads the account's log for itself."""
 MAX_DESCRIPTION_CHARS = 255
-BEGINNING = "beginning"
-"""Stands for the cursor before everything that is kept."""
 OLD_SECRET_ENDS_S = 86_400
 MAX_OLD_SECRET_S = 30 * 86_400
 DISABLED_BY_OWNER = "disabled by its owner"
@@ -74,11 +72,16 @@ class Replay(msgspec.Struct, frozen=True):
 
 
 class WebhookState(msgspec.Struct, frozen=True):
-    """A webhook with how far it has got: the cursor behind what is done, and how many conversations wait."""
+    """A webhook with how far it has got: the cursor behind what is done, and how many conversations wait.
+
+    Of the one that is tried next: ``error``, what its last attempt came to, and ``next_at``.
+    """
 
     webhook: Webhook
     cursor: str
     blocked: int
+    error: str | None = None
+    next_at: int | None = None
 
 
 class Failed(msgspec.Struct, frozen=True):
@@ -283,7 +286,11 @@ class Webhooks:
         webhook = delivery.webhook
         cursors = await self._feed.cursors(webhook.account)
         live = msgspec.structs.replace(webhook, secrets=self._live(webhook, self._now_us()))
-        return WebhookState(live, cursors.cursor(delivery.position), len(delivery.blocked))
+        cursor, blocked = cursors.cursor(delivery.position), delivery.blocked
+        if not blocked:
+            return WebhookState(live, cursor, 0)
+        soonest = min(blocked, key=lambda one: one.next_at)
+        return WebhookState(live, cursor, len(blocked), soonest.error, soonest.next_at)
 
     def _changing(self, account: str) -> asyncio.Lock:
         return self._changes.setdefault(account, asyncio.Lock())

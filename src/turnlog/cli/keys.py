@@ -72,7 +72,7 @@ def keys() -> None:
     "permissions",
     multiple=True,
     type=click.Choice(PERMISSIONS),
-    help="May be given several times.  [default: all but admin]",
+    help="May be given several times.  [default: all but feed and admin]",
 )
 @click.option("--rate", metavar="N/s", help="At most N requests a second.  [default: no limit]")
 @click.option("--expires", metavar="WHEN", help="A time such as 2027-01-31T00:00:00Z, or a span such as 90d or 12h.")

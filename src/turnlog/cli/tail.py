@@ -16,8 +16,8 @@ import click
 from turnlog.cli.keys import DEFAULT_ACCOUNT
 from turnlog.cli.settings import file_option, settings, store_option
 from turnlog.cli.telling import Terminal, plain, told
-from turnlog.feed import NOW
-from turnlog.following.protocol import BEGINNING, SHOWN_LINES, Wanted
+from turnlog.feed import BEGINNING, NOW
+from turnlog.following.protocol import SHOWN_LINES, Wanted
 from turnlog.following.server import follow_server
 from turnlog.following.store import follow_store
 from turnlog.model import EVENT_TYPES, EventType, LogFilter
@@ -45,7 +45,7 @@ _INTERRUPTED = 130
 @click.option("--external-id", metavar="ID", help="Only events of the conversation with this external id.")
 @store_option
 @click.option("--account", metavar="A", help=f"Whose log it is.  [default: {DEFAULT_ACCOUNT}]")
-@click.option("--url", metavar="URL", help="A running server to follow instead, as http://HOST:PORT (TURNLOG_URL).")
+@click.option("--url", metavar="URL", help="A running server to follow instead, as http://HOST:PORT.")
 @file_option
 @click.option("--json", "as_json", is_flag=True, help="Print each event as a line of JSON, as the change feed has it.")
 def tail(
@@ -69,8 +69,6 @@ def tail(
     """
     if url is not None and (store is not None or account is not None):
         raise click.UsageError("--url goes without --store and --account: the server and the key decide on these")
-    if url is None and store is None and account is None:
-        url = os.environ.get("TURNLOG_URL") or None
     if lines is not None and after is not None:
         raise click.UsageError("--lines goes without --after: both say where to begin")
     if lines is not None and url is not None:

@@ -18,14 +18,14 @@ from turnlog import instants
 from turnlog.cli.keys import DEFAULT_ACCOUNT, DEFAULT_GRACE, now_us, span_us
 from turnlog.cli.settings import file_option, json_option, settings, store_option
 from turnlog.errors import Error, SettingError
-from turnlog.feed import NOW, Feed
+from turnlog.feed import BEGINNING, NOW, Feed
 from turnlog.http.representations import attempt_view, failed_view, webhook_view
 from turnlog.ids import Ulids
 from turnlog.model import EVENT_TYPES, EventType
 from turnlog.sending import HttpSender
 from turnlog.store.connect import open_keys
 from turnlog.store.protocol import StoreFailedError, StoreUnavailableError, StoreUncertainError
-from turnlog.webhooks import BEGINNING, MAX_OLD_SECRET_S, NewWebhook, Replay, WebhookChange, Webhooks
+from turnlog.webhooks import MAX_OLD_SECRET_S, NewWebhook, Replay, WebhookChange, Webhooks
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
@@ -132,7 +132,7 @@ def list_(*, home: _Home, as_json: bool) -> None:
         return
     for state in found:
         webhook = state.webhook
-        waiting = f"  {state.blocked} conversations wait" if state.blocked else ""
+        waiting = f"  {_conversations(state)} wait" if state.blocked else ""
         types = "all" if webhook.types is None else " ".join(webhook.types)
         click.echo(f"{webhook.id}  {_enabled(state):<8}  {webhook.url}  {types}{waiting}")
 
@@ -212,7 +212,7 @@ def test(webhook_id: str, *, home: _Home, as_json: bool) -> None:
     if as_json:
         _print_json(attempt_view(sent))
     else:
-        answer = f"no answer: {sent.error}" if sent.status is None else f"answered {sent.status}"
+        answer = f"not taken: {sent.error}" if sent.status is None else f"answered {sent.status}"
         click.echo(f"{answer}, after {sent.seconds:.3f} s")
         if sent.excerpt:
             click.echo(sent.excerpt)
@@ -310,7 +310,7 @@ def _show(state: WebhookState, *, as_json: bool) -> None:
         "created": instants.render(webhook.created_at),
         "updated": instants.render(webhook.updated_at),
         "cursor": state.cursor,
-        "waiting": f"{state.blocked} conversations",
+        "waiting": _waiting(state),
         "secrets": ", ".join(
             "good" if one.expires_at is None else f"good until {instants.render(one.expires_at)}"
             for one in webhook.secrets
@@ -318,6 +318,16 @@ def _show(state: WebhookState, *, as_json: bool) -> None:
     }
     for name, value in rows.items():
         click.echo(f"{name + ':':<13}{value}")
+
+
+def _conversations(state: WebhookState) -> str:
+    return f"{state.blocked} conversation{'' if state.blocked == 1 else 's'}"
+
+
+def _waiting(state: WebhookState) -> str:
+    if state.next_at is None:
+        return _conversations(state)
+    return f"{_conversations(state)} until {instants.render(state.next_at)}: {state.error}"
 
 
 def _show_secret(state: WebhookState, *, as_json: bool) -> None:

@@ -7,8 +7,6 @@ from typing import NamedTuple
 
 from turnlog.model import EVERYTHING, LogFilter
 
-BEGINNING = "beginning"
-"""Stands for the cursor before everything that is kept, as NOW does for the one behind it."""
 SHOWN_LINES = 10
 
 

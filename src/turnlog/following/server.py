@@ -11,7 +11,7 @@ import urllib3
 
 from turnlog.errors import SettingError
 from turnlog.feed import NOW
-from turnlog.following.protocol import BEGINNING, Event
+from turnlog.following.protocol import Event
 from turnlog.http.events import RETRY_MS
 from turnlog.targets.remote import credentials, key_refused, reason, redirected, said, seconds
 
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
 _CHANGES = "/turnlog/v1/changes"
 _EVENT_STREAM = "text/event-stream"
-_CONNECT_S = 5.0
-_SILENCE_S = 60.0
+CONNECT_S = 5.0
+SILENCE_S = 60.0
 """After so long without even a comment, a stream is taken for dead; servers comment every 15 seconds."""
 _LONGEST_PAUSE_S = 30.0
 _PAGE_EVENTS = 1000
@@ -87,23 +87,27 @@ class Parser:
             self.retry_ms = int(value[:9])
 
 
-def follow_server(
+def follow_server(  # noqa: PLR0913 - the last four are a test's
     url: str,
     key: tuple[str, str],
     wanted: Wanted,
     take: Take,
     say: Say,
     *,
+    connect_s: float = CONNECT_S,
+    silence_s: float = SILENCE_S,
     sleep: Callable[[float], None] = time.sleep,
     random: Callable[[], float],
 ) -> None:
     """Give ``take`` the log that the key opens; returns at its end where it is not to be followed.
 
-    A connection that is lost is made again for ever, without a gap or a repeat; the first one must succeed. Raises
-    SettingError where the server refuses: the key, its permission, the place in the log.
+    A connection that is lost, or on which nothing is heard for ``silence_s``, is made again for ever, without a gap or
+    a repeat; the first one must succeed. Raises SettingError where the server refuses: the key, its permission, the
+    place in the log.
     """
     headers = credentials(url, *key)
-    with urllib3.PoolManager(num_pools=1, headers=headers, timeout=urllib3.Timeout(_CONNECT_S, _SILENCE_S)) as pool:
+    timeout = urllib3.Timeout(connect=connect_s, read=silence_s)
+    with urllib3.PoolManager(num_pools=1, headers=headers, timeout=timeout) as pool:
         connection = _Follower(url.rstrip("/"), pool, wanted, take)
         failures = 0
         told = False
@@ -184,7 +188,7 @@ class _Follower:
                 return
 
     def _place(self) -> dict[str, str]:
-        return {} if self._after == BEGINNING else {"after": self._after}
+        return {"after": self._after}
 
     def _ask(self, headers: dict[str, str], query: Mapping[str, object]) -> urllib3.BaseHTTPResponse:
         """An answer that is good, its body unread. Raises SettingError where asking again would not help."""
@@ -221,7 +225,7 @@ class _Follower:
         if status == 401:
             raise key_refused(self.url)
         if status == 403:
-            raise SettingError(f"the key lacks the permission feed ({why})")
+            raise SettingError(f"{why}: make one with `turnlog keys create NAME --permission feed`")
         if 300 <= status < 400:
             raise redirected(self.url, response.headers)
         if status in {400, 410, 422}:

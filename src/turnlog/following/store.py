@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from turnlog.errors import Error, OverloadedError, SettingError
 from turnlog.feed import Feed
-from turnlog.following.protocol import BEGINNING, Event
+from turnlog.following.protocol import Event
 from turnlog.http.events import event_json
 from turnlog.model import EVERYTHING
 from turnlog.store.connect import open_keys, open_log, shown
@@ -59,7 +59,7 @@ async def _check_account(url: str, account: str) -> None:
 
 async def _first_place(feed: Feed, account: str, wanted: Wanted) -> int:
     if wanted.after is not None:
-        return await feed.place(account, None if wanted.after == BEGINNING else wanted.after, "Option '--after'")
+        return await feed.place(account, wanted.after, "Option '--after'")
     start, end = await feed.place(account, None), await feed.end(account)
     if wanted.last == 0:
         return max(start, end)

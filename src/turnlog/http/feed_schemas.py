@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from turnlog.addresses import MAX_URL_CHARS
-from turnlog.feed import NOW
+from turnlog.feed import BEGINNING, NOW
 from turnlog.http.changes import DEFAULT_PAGE_EVENTS
 from turnlog.http.parameters import MAX_WAIT_S
 from turnlog.http.schemas import (
@@ -23,7 +23,7 @@ from turnlog.http.schemas import (
 from turnlog.http.webhook_bodies import MAX_REPLAYED_EVENTS
 from turnlog.http.webhook_operations import DEFAULT_PAGE_FAILED
 from turnlog.model import EVENT_TYPES, MAX_PAGE_MESSAGES
-from turnlog.webhooks import BEGINNING, MAX_DESCRIPTION_CHARS, MAX_OLD_SECRET_S, OLD_SECRET_ENDS_S
+from turnlog.webhooks import MAX_DESCRIPTION_CHARS, MAX_OLD_SECRET_S, OLD_SECRET_ENDS_S
 
 if TYPE_CHECKING:
     from turnlog.config import Config
@@ -216,13 +216,16 @@ def _webhook_answers() -> dict[str, Json]:
             "minimum": 0,
             "description": "Conversations whose events could not be delivered and wait for their next attempt.",
         },
+        "lastError": {"type": "string", "description": "What the last attempt came to, where something waits."},
+        "nextAttemptTimestamp": {**_INSTANT, "description": "When what waits is tried again, at the earliest."},
         "secrets": {
             "type": "array",
             "description": "The secrets that sign, oldest first, without the secrets themselves.",
             "items": object_schema(["createdTimestamp"], {"createdTimestamp": _INSTANT, "expiresTimestamp": _INSTANT}),
         },
     }
-    required = [name for name in properties if name != "disabledReason"]
+    optional = ("disabledReason", "lastError", "nextAttemptTimestamp")
+    required = [name for name in properties if name not in optional]
     secret = {"type": "string", "pattern": _WHSEC, "description": "The newest secret. Keep it: it is not shown again."}
     return {
         "Webhook": object_schema(required, properties, description="A webhook, and how far it has got."),
@@ -280,7 +283,7 @@ def parameters() -> dict[str, Json]:
         "webhookId": path_parameter("webhookId", "The id that the webhook got.", WEBHOOK_ID),
         "changesAfter": _query(
             "after",
-            {"type": "string", "pattern": f"^(?:{NOW}|{_CURSOR})$"},
+            {"type": "string", "pattern": f"^(?:{NOW}|{BEGINNING}|{_CURSOR})$"},
             f"The `nextCursor` of a page or the `id` of an event; `{NOW}` for what will come. Left out, it begins with "
             "the first event that is kept.",
         ),

@@ -94,6 +94,8 @@ class WebhookView(msgspec.Struct, rename="camel"):
     cursor: str
     pending_conversations: int
     secrets: list[SecretView]
+    last_error: str | UnsetType = UNSET
+    next_attempt_timestamp: str | UnsetType = UNSET
     disabled_reason: str | UnsetType = UNSET
     secret: str | UnsetType = UNSET
 
@@ -138,6 +140,8 @@ def webhook_view(state: WebhookState, *, with_secret: bool = False) -> WebhookVi
             SecretView(render(one.created_at), UNSET if one.expires_at is None else render(one.expires_at))
             for one in webhook.secrets
         ],
+        UNSET if state.error is None else state.error,
+        UNSET if state.next_at is None else render(state.next_at),
         UNSET if webhook.disabled is None else webhook.disabled,
         webhook.secrets[-1].secret if with_secret else UNSET,
     )

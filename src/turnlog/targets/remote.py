@@ -53,6 +53,8 @@ def reason(error: BaseException) -> str:
     while cause is not None:
         if isinstance(cause, OSError) and cause.strerror:
             return cause.strerror
+        if isinstance(cause, TimeoutError):
+            return "it has been silent for too long"
         cause = cause.__cause__ or cause.__context__
     return str(error)
 
