@@ -5,25 +5,25 @@ that do what a test says. Nothing in it is real but the code under test.
 from __future__ import annotations
 
 import asyncio
-import selectors
 from bisect import bisect_right
 from collections import Counter, defaultdict
 from random import Random
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from msgspec.structs import replace
-
+from tests.simulation.loop import SimulatedLoop, run
+from tests.simulation.webhooks import WebhookRows
 from turnlog.deliveries.claims import Deliveries
 from turnlog.deliveries.means import Means
 from turnlog.feed import Feed
 from turnlog.ids import LogCursors
-from turnlog.model import Blocked, DeadLetter, Entry, LogFilter, Message, Webhook
+from turnlog.model import Entry, LogFilter, Message, Webhook
 from turnlog.sent import Sent
 from turnlog.store.protocol import LogPart, StoreUnavailableError, StoreUncertainError
-from turnlog.store.webhooks import MOST_REPLAYS, Delivery, Progress
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Sequence
+
+    from turnlog.store.webhooks import Delivery, Progress
 
 ACCOUNT = "acme"
 LOG_NAME = "log"
@@ -37,29 +37,8 @@ SILENT = Sent(None, "timed out", 0.0)
 _SCANNED = 500
 
 
-class _Jump(selectors.SelectSelector):
-    """Waits for nothing: where the loop would, its clock has moved on already."""
-
-    now = 0.0
-
-    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
-        assert timeout is not None, "everybody waits, and nothing is ever going to happen"
-        self.now += max(timeout, 0.0)
-        return []
-
-
-class SimulatedLoop(asyncio.SelectorEventLoop):
-    def __init__(self) -> None:
-        self._jump = _Jump()
-        super().__init__(self._jump)
-
-    def time(self) -> float:
-        return self._jump.now
-
-
 def simulate(main: Coroutine[Any, Any, None]) -> None:
-    with asyncio.Runner(loop_factory=SimulatedLoop) as runner:
-        runner.run(main)
+    run(main, SimulatedLoop())
 
 
 def now_s() -> float:
@@ -70,29 +49,13 @@ def now_us() -> int:
     return BEGINNING_US + int(now_s() * US)
 
 
-class Kept:
-    """A webhook as the store has it."""
-
-    def __init__(self, webhook: Webhook, position: int) -> None:
-        self.webhook = webhook
-        self.position = position
-        self.retry_from_at = webhook.created_at
-        self.hold_until = 0
-        self.revision = 1
-        self.blocked: dict[str, Blocked] = {}
-        self.dead: dict[int, DeadLetter] = {}
-        self.owner: str | None = None
-        self.claimed_until = 0.0
-
-
-class SimulatedStore:
+class SimulatedStore(WebhookRows):
     """As much of LogReader and WebhookStore as deliveries need. ``away``: it does not answer. ``fault`` may raise."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.entries: list[Entry] = []
         self.of_conversation: dict[str, list[int]] = defaultdict(list)
-        self.kept: dict[str, Kept] = {}
-        self.version = 0
         self.away = False
         self.fault: Callable[[str], None] = lambda _call: None
         self.saves: list[Progress] = []
@@ -137,56 +100,23 @@ class SimulatedStore:
 
     async def delivery(self, _account: str, webhook_id: str) -> Delivery | None:
         await self._answer("delivery")
-        kept = self.kept.get(webhook_id)
-        if kept is None:
-            return None
-        replays = tuple(one for _, one in sorted(kept.dead.items()) if one.replayed)[:MOST_REPLAYS]
-        blocked = tuple(kept.blocked.values())
-        return Delivery(
-            kept.webhook, kept.position, kept.retry_from_at, kept.revision, blocked, replays, kept.hold_until
-        )
+        return self.find(webhook_id)
 
     async def claim_webhooks(self, owner: str, ttl_s: float) -> list[tuple[str, str]]:
         await self._answer("claim")
-        ours = []
-        for kept in self.kept.values():
-            if kept.owner not in (None, owner) and kept.claimed_until > now_s():
-                continue
-            kept.revision += kept.owner != owner
-            kept.owner, kept.claimed_until = owner, now_s() + ttl_s
-            ours.append((kept.webhook.account, kept.webhook.id))
-        return ours
+        return self.claim(owner, ttl_s)
 
     async def release_webhooks(self, owner: str) -> None:
-        for kept in self.kept.values():
-            if kept.owner == owner:
-                kept.owner = None
+        self.release(owner)
 
     async def save_progress(self, owner: str, progress: Progress) -> bool:
         await self._answer("save")
-        kept = self.kept.get(progress.webhook_id)
-        if kept is None or kept.owner != owner or kept.revision != progress.revision:
-            return False
         assert progress.position <= len(self.entries)
-        kept.position, kept.hold_until = progress.position, progress.hold_until
-        kept.blocked.update((one.conversation, one) for one in progress.blocked)
-        for conversation in progress.unblocked:
-            kept.blocked.pop(conversation, None)
-        kept.dead.update((one.position, one) for one in progress.dead)
-        for position in progress.replayed:
-            kept.dead.pop(position)
-        if progress.disabled is not None:
-            kept.webhook = replace(kept.webhook, disabled=progress.disabled)
+        if not self.save(owner, progress):
+            return False
         self.saves.append(progress)
         self.fault("saved")
         return True
-
-    def change(self, webhook_id: str) -> Kept:
-        """Somebody outside is about to change it."""
-        self.version += 1
-        kept = self.kept[webhook_id]
-        kept.revision += 1
-        return kept
 
 
 class Request(NamedTuple):
@@ -254,6 +184,8 @@ class World:
         self.receivers: dict[str, SimulatedReceiver] = {}
         self.outcomes: Counter[tuple[str, str]] = Counter()
         self.kills = 0
+        self.clock_ahead_us = 0
+        """How far the nodes' wall clock is ahead of what it should be."""
         self.attempts_of: list[tuple[float, str, str]] = []
         """When, which owner, which webhook: the beginning of each request."""
         self._feeds: list[Feed] = []
@@ -263,8 +195,7 @@ class World:
         self, name: str, behave: Callable[[int, str], Sent] = lambda _position, _conversation: OK, seconds: float = 0.05
     ) -> SimulatedReceiver:
         webhook = Webhook(name, ACCOUNT, f"https://{name}.example", (), now_us(), now_us())
-        self.store.kept[name] = Kept(webhook, len(self.store.entries))
-        self.store.version += 1
+        self.store.add(webhook, len(self.store.entries))
         receiver = self.receivers[name] = SimulatedReceiver(self, behave, seconds)
         return receiver
 
@@ -297,7 +228,7 @@ class World:
             sender=_Sender(self, owner),
             render=lambda entry, _event_id: entry.conversation_id.encode(),
             owner=owner,
-            now_us=now_us,
+            now_us=lambda: now_us() + self.clock_ahead_us,
             monotonic_s=now_s,
             sleep=asyncio.sleep,
             random=self.random.random,

@@ -386,6 +386,7 @@ async def _whatever_fails(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     await recording
     await asyncio.sleep(max(0.0, calm_at - now_s()))
     world.store.fault = lambda _call: None
+    await asyncio.sleep(10)  # a claim that is renewed ends as it was made
     ask_rarely(monkeypatch)
     await asyncio.sleep(2 * HOUR_S)
     world.check("hook")

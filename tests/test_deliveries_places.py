@@ -14,7 +14,7 @@ import pytest
 import structlog
 from msgspec.structs import replace
 
-from tests.simulated import HOUR_S, OK, SILENT, World, now_s, now_us, simulate
+from tests.simulated import DAY_S, FAILED, HOUR_S, OK, SILENT, US, World, now_s, now_us, simulate
 from tests.test_deliveries import TEN, simulated
 from turnlog.deliveries.claims import ACCOUNT_REQUESTS
 from turnlog.model import DeadLetter
@@ -23,7 +23,7 @@ from turnlog.sent import Sent
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from tests.simulated import Kept
+    from tests.simulation.webhooks import Kept
 
 HOLD = Sent(429, "", 0.0, retry_after_s=HOUR_S)
 
@@ -106,6 +106,47 @@ async def test_no_hold_is_longer_than_a_day_whatever_a_clock_said() -> None:
     assert not receiver.requests
     await asyncio.sleep(2 * HOUR_S)
     world.check("hook")
+    await world.stop()
+
+
+@pytest.mark.parametrize("step_s", [-HOUR_S, HOUR_S, 365 * DAY_S])
+@pytest.mark.parametrize("killed", [False, True])
+def test_a_clock_that_was_wrong_and_is_put_right_delays_nothing_for_long(step_s: float, killed: bool) -> None:
+    """T01. Within six minutes, however far it was ahead: also for the process that finds what was stored meanwhile."""
+    simulate(_a_clock_that_was_wrong_and_is_put_right_delays_nothing_for_long(step_s, killed))
+
+
+async def _a_clock_that_was_wrong_and_is_put_right_delays_nothing_for_long(step_s: float, killed: bool) -> None:
+    world = World()
+    world.add("hook", lambda _, conversation: FAILED if now_s() < 20 and conversation == "c3" else OK)
+    world.start("a")
+    world.record(TEN)
+    await asyncio.sleep(3)
+    world.clock_ahead_us = int(step_s * US)
+    world.record(TEN)
+    await asyncio.sleep(15)
+    world.clock_ahead_us = 0
+    if killed:
+        world.kill("a")
+        world.start("b")
+    await asyncio.sleep(6 * 60 + 12)
+    world.check("hook")
+    assert not world.store.kept["hook"].dead
+    await world.stop()
+
+
+@simulated
+async def test_a_clock_that_goes_forward_by_a_year_gives_nothing_up() -> None:
+    """T01."""
+    world = World()
+    receiver = world.add("hook", lambda _, conversation: FAILED if now_s() < 60 and conversation == "c3" else OK)
+    world.start("a")
+    world.record(TEN)
+    await asyncio.sleep(10)
+    world.clock_ahead_us = int(365 * DAY_S * US)
+    await asyncio.sleep(180)
+    assert not world.store.kept["hook"].dead
+    assert receiver.accepted == set(range(1, 11))
     await world.stop()
 
 

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
+import structlog
+
 from turnlog.deliveries.retries import TRIED_FOR_US, Receiver, reason
 from turnlog.deliveries.window import Window
 from turnlog.errors import GoneError, OverloadedError
 from turnlog.feed import PART_EVENTS
+from turnlog.instants import US_PER_S
 from turnlog.model import Blocked, DeadLetter, LogFilter
 
 if TYPE_CHECKING:
@@ -21,8 +24,11 @@ if TYPE_CHECKING:
     from turnlog.store.protocol import LogPart
     from turnlog.store.webhooks import Delivery
 
+_log = structlog.get_logger()
 STORE_AWAY_S = 1.0
 """How long a store that does not answer is left alone."""
+_STEP_US = US_PER_S
+"""A difference between the clocks that is no rounding, and no slewing of one of them."""
 GONE = 410
 """The receiver wants nothing any more."""
 
@@ -47,8 +53,12 @@ class Attempts:
     def __init__(self, means: Means, delivery: Delivery, place: Place) -> None:
         self.means = means
         self.delivery = delivery
+        now = means.now_us()
+        self._ahead_us = now - self._monotonic_us()
+        """How far the wall clock is ahead of the monotonic one, which nobody puts forward or back."""
         self.window = Window(delivery, place.end)
-        self.receiver = Receiver(means.random, means.now_us(), delivery.hold_until)
+        self.receiver = Receiver(means.random, now, delivery.hold_until)
+        self.window.bound(now, self.receiver.latest_try)
         types = delivery.webhook.types
         self.wanted = LogFilter(types=None if types is None else frozenset(types))
         self.disabled: str | None = None
@@ -71,9 +81,25 @@ class Attempts:
     @property
     def may_go(self) -> bool:
         """Whether anything at all may be sent now."""
-        if self.ended or self.disabled is not None or self.means.now_us() < self.receiver.hold_until:
+        if self.ended or self.disabled is not None or self.now_us() < self.receiver.hold_until:
             return False
         return self._place.may_send()
+
+    def now_us(self) -> int:
+        """The wall clock. Where it was put forward or back, what waits has been moved along: it waits no longer."""
+        now = self.means.now_us()
+        ahead_us = now - self._monotonic_us()
+        step_us = ahead_us - self._ahead_us
+        if not -_STEP_US < step_us < _STEP_US:
+            self._ahead_us = ahead_us
+            self.window.move(step_us)
+            self.receiver.move(step_us)
+            _log.warning("clock_stepped", webhook=self.delivery.webhook.id, seconds=step_us / US_PER_S)
+            self.on_news()
+        return now
+
+    def _monotonic_us(self) -> int:
+        return int(self.means.monotonic_s() * US_PER_S)
 
     async def part(self, wanted: LogFilter, after: int, limit: int = PART_EVENTS) -> LogPart:
         """Entries of the log, once the store answers. Raises GoneError where it is not the log any more that it was."""
@@ -99,7 +125,7 @@ class Attempts:
                 return None
             webhook = self.delivery.webhook
             sent = await means.sender.send(webhook, event_id, means.render(entry, event_id))
-        now = means.now_us()
+        now = self.now_us()
         if sent.delivered:
             changed = self.receiver.delivered(now)
         elif sent.status == GONE:
@@ -114,7 +140,7 @@ class Attempts:
 
     def block(self, entry: Entry, sent: Sent) -> None:
         """An event of a conversation that was well until then has failed."""
-        now = self.means.now_us()
+        now = self.now_us()
         next_at = self.receiver.next_try(now, now)
         self.window.block(entry, Blocked(entry.conversation_id, entry.position, 1, now, next_at, reason(sent)))
 
@@ -125,5 +151,5 @@ class Attempts:
     def letter(self, entry: Entry, attempts: int, since: int, error: str) -> DeadLetter:
         """The event as a dead letter."""
         self.means.on_attempt(self.delivery.webhook.id, "dead")
-        now = self.means.now_us()
+        now = self.now_us()
         return DeadLetter(entry.position, entry.type, entry.conversation_id, attempts, since, now, error)

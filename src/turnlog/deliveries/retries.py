@@ -93,6 +93,20 @@ class Receiver:
         step = bisect_right(_STEPS_US, now - max(since, self._up_since))
         return max(now + self._jittered(PAUSES_S[min(step, len(PAUSES_S) - 1)]), self.hold_until)
 
+    def latest_try(self, since: int, now: int) -> int:
+        """No event is due later that has been failing ``since``: if one seems to be, a clock was wrong."""
+        step = bisect_right(_STEPS_US, now - since)
+        pause_s = max(PAUSES_S[min(step, len(PAUSES_S) - 1)], LAST_PROBE_S) * (1 + JITTER)
+        return max(now + int(pause_s * US_PER_S), self.hold_until)
+
+    def move(self, step_us: int) -> None:
+        """The clock was put forward by ``step_us``, or back."""
+        self.hold_until += step_us if self.hold_until else 0
+        self.probe_at += step_us if self.probe_at else 0
+        self._up_since += step_us if self._up_since else 0
+        if self.down_since is not None:
+            self.down_since += step_us
+
     def _next_probe(self, now: int) -> None:
         self.probe_at = now + self._jittered(min(FIRST_PROBE_S * 2 ** min(self.probes, 10), LAST_PROBE_S))
 
@@ -122,6 +136,12 @@ class Due:
         for name in sorted(self._at, key=self._at.__getitem__):
             if self._at[name] > now:
                 self.put(name, now)
+
+    def move(self, by: int) -> None:
+        """All turns come ``by`` later, which may be negative."""
+        self._at = {name: at + by for name, at in self._at.items()}
+        self._heap = [(at, name) for name, at in self._at.items()]
+        heapq.heapify(self._heap)
 
     def next_at(self) -> int | None:
         """When the next turn comes."""

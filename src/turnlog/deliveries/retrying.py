@@ -98,7 +98,7 @@ class Retrying:
         if conversation is None:
             return None
         if conversation in window.busy:  # with a dead letter that is being sent again
-            window.due.put(conversation, self._attempts.means.now_us() + _LATER_US)
+            window.due.put(conversation, self._attempts.now_us() + _LATER_US)
             return None
         window.busy.add(conversation)
         return conversation
@@ -154,13 +154,13 @@ class Retrying:
 
     def _behind(self, blocked: Blocked, entry: Entry) -> Blocked:
         """The conversation as it is once ``entry`` is done: its next event was not tried yet."""
-        now = self._attempts.means.now_us()
+        now = self._attempts.now_us()
         since = now if self._receiver.down_since is None else blocked.first_failed_at  # its age may end it, too
         return Blocked(blocked.conversation, entry.position + 1, 0, since, now, blocked.error)
 
     def _failed_again(self, entry: Entry, blocked: Blocked, sent: Sent) -> bool:
         """Keep that the first event of a blocked conversation failed; whether its next one may be sent now."""
-        attempts, now = self._attempts, self._attempts.means.now_us()
+        attempts, now = self._attempts, self._attempts.now_us()
         count, error = blocked.attempts + 1, reason(sent)
         since = blocked.first_failed_at if blocked.attempts else now
         by_age = not blocked.attempts and self._receiver.is_long_down(now)
@@ -196,7 +196,7 @@ class Retrying:
                 return
             error = "" if sent.delivered else reason(sent)
         if error:
-            count, now = letter.attempts + 1, attempts.means.now_us()
+            count, now = letter.attempts + 1, attempts.now_us()
             dead = msgspec.structs.replace(letter, attempts=count, dead_at=now, error=error, replayed=False)
             window.dead.append(dead)
         else:
@@ -212,7 +212,7 @@ class Retrying:
     async def probe_failed(self) -> None:
         """Give up what three days have passed for, while its receiver is down."""
         attempts, window = self._attempts, self._window
-        now = attempts.means.now_us()
+        now = attempts.now_us()
         if not self._receiver.is_long_down(now) or attempts.delivery.retry_from_at + TRIED_FOR_US > now:
             return
         self._may_give_up = GIVEN_UP_AT_A_PROBE
@@ -227,7 +227,7 @@ class Retrying:
     def give_up_old(self) -> None:
         """Give up what has been read and never was tried, oldest first, as far as the last failed probe allows."""
         attempts, window, receiver = self._attempts, self._window, self._receiver
-        now = attempts.means.now_us()
+        now = attempts.now_us()
         while self._may_give_up and len(window.dead) < MANY_DEAD and receiver.is_long_down(now):
             entry = window.oldest()
             if entry is None or attempts.tried_until(entry, None) > now:
@@ -252,7 +252,7 @@ class Retrying:
             entry = waiting.popleft()
             blocked = _at(window.blocked[conversation], entry)
             until = attempts.tried_until(entry, blocked.first_failed_at if blocked.attempts else None)
-            if until > attempts.means.now_us():
+            if until > attempts.now_us():
                 if not blocked.attempts:  # from here its three days count, which are over before "now" has them over
                     window.change(msgspec.structs.replace(blocked, first_failed_at=until - TRIED_FOR_US))
                 break

@@ -37,6 +37,8 @@ DRAIN_S = 3.0
 """How long requests under way are waited for at a stop."""
 _ATTEMPT_S = 20.0
 """Longer than any attempt takes: how long they are waited for where only the webhook has changed."""
+CLOCK_INTERVAL_S = 60.0
+"""How often the clock is looked at while something waits for its time."""
 _FRESH_PROBE = 2
 """Every so many probes, one is a new event: what is blocked already may be all that the receiver does not take."""
 
@@ -194,7 +196,7 @@ class Session:
         """What is to be begun now."""
         if not self._attempts.may_go or len(self._jobs) >= CONCURRENCY:
             return None
-        now, window = self._means.now_us(), self._window
+        now, window = self._attempts.now_us(), self._window
         fresh = window.is_ready and len(window.blocked) + self._fresh < MAX_BLOCKED
         if self._receiver.down_since is not None:
             possible = fresh or self._retrying.is_possible
@@ -214,9 +216,9 @@ class Session:
             due_at = receiver.probe_at
         elif due_at is None and receiver.hold_until == 0:
             return None
-        now = self._means.now_us()
+        now = self._attempts.now_us()
         at = max(due_at or 0, receiver.hold_until)
-        return (at - now) / US_PER_S + 0.001 if at > now else None
+        return min((at - now) / US_PER_S + 0.001, CLOCK_INTERVAL_S) if at > now else None
 
     def _begin_fresh(self) -> None:
         entry = self._window.take()
@@ -225,7 +227,7 @@ class Session:
             self._begin(self._deliver(entry))
 
     def _begin_old(self) -> None:
-        work = self._retrying.begin(self._means.now_us())
+        work = self._retrying.begin(self._attempts.now_us())
         if work is not None:
             self._old += 1
             self._begin(self._again(work))
@@ -242,7 +244,7 @@ class Session:
         if work is None:  # a dead letter only where there is nothing else: it has one attempt
             work = self._retrying.probe() or self._retrying.replay()
         if work is None:  # what there is has a dead letter under way
-            self._receiver.probe_at = self._means.now_us() + US_PER_S
+            self._receiver.probe_at = self._attempts.now_us() + US_PER_S
             return
         self._probing = True
         self._begin(self._probe(work))
@@ -266,7 +268,7 @@ class Session:
     async def _probe(self, work: Work) -> None:
         try:
             await work()
-            now = self._means.now_us()
+            now = self._attempts.now_us()
             if self._receiver.down_since is not None:
                 self._receiver.probed(now)
                 await self._retrying.probe_failed()

@@ -8,11 +8,15 @@ from __future__ import annotations
 from collections import deque
 from typing import TYPE_CHECKING
 
+from msgspec.structs import replace
+
 from turnlog.deliveries.retries import Due
 from turnlog.model import Message
 from turnlog.store.webhooks import Progress
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from turnlog.model import Blocked, DeadLetter, Entry
     from turnlog.store.protocol import LogPart
     from turnlog.store.webhooks import Delivery
@@ -163,6 +167,23 @@ class Window:
         """Up to where a blocked conversation has to be delivered before it is not blocked any more."""
         blocked = self.blocked[conversation]
         return max(self.read_to, blocked.position) if blocked.attempts else self.read_to
+
+    def bound(self, now: int, latest_try: Callable[[int, int], int]) -> None:
+        """Nothing was failing before ``now``, and nothing is due later than ``latest_try`` says of both instants."""
+        for one in list(self.blocked.values()):
+            since = min(one.first_failed_at, now)
+            at = min(one.next_at, latest_try(since, now))
+            if (since, at) != (one.first_failed_at, one.next_at):
+                self.change(replace(one, first_failed_at=since, next_at=at))
+
+    def move(self, step_us: int) -> None:
+        """The clock was put forward by ``step_us``, or back: what is blocked waits as long as before."""
+        self.due.move(step_us)
+        for one in list(self.blocked.values()):
+            since, at = one.first_failed_at + step_us, one.next_at + step_us
+            self.blocked[one.conversation] = replace(one, first_failed_at=since, next_at=at)
+            self._touched.add(one.conversation)
+        self.hold_until += step_us if self.hold_until else 0
 
     def caught_up(self, conversation: str) -> None:
         """A blocked conversation is delivered up to its ``limit``."""
