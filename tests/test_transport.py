@@ -59,6 +59,10 @@ MALFORMED = {
     "control in a value": request(b"GET /livez HTTP/1.1", HOST, b"X-Esc: \x1b[2J"),
     "not HTTP": b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n",
     "HTTP/0.9": b"GET /livez\r\n\r\n",
+    "HTTP/0.9 with a host": request(b"GET /livez", HOST),
+    "HTTP/0.9 and a bare LF": b"GET /livez\nHost: localhost\r\n\r\n",
+    "HTTP/0.9 by its name": request(b"GET /livez HTTP/0.9", HOST),
+    "HTTP/2.0 by its name": request(b"GET /livez HTTP/2.0", HOST),
     "HTTP/2 preface": b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
     "HTTP/1.2": request(b"GET /livez HTTP/1.2", HOST),
     "unknown protocol": request(b"GET /livez HTTQ/1.1", HOST),
@@ -121,6 +125,14 @@ def test_a_head_over_its_limits_is_refused(server: Server, raw: bytes, code: str
         got = exchange(server, *pieces)
         assert len(got) == 1, got
         check_refusal(got[0], code)
+
+
+def test_a_head_over_its_limits_is_refused_behind_another_request_too(server: Server) -> None:
+    """H07. All of it in one piece: what came before is answered, and nothing behind it."""
+    raw = request(b"GET /livez HTTP/1.1", HOST, b"X: " + b"a" * 17_000)
+    got = exchange(server, GOOD + raw + SMUGGLED)
+    assert [status for status, _, _ in got] == [200, 431]
+    check_refusal(got[1], "431-01")
 
 
 def test_a_head_within_its_limits_is_accepted(server: Server) -> None:

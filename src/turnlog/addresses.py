@@ -241,6 +241,8 @@ def _inet_aton(name: str) -> IPv4Address | None:
     """What the C library would take ``name`` for: one to four numbers, the last of which fills what is left."""
     numbers = []
     for part in name.split("."):
+        if "-" in part or "_" in part:  # which Python reads in numbers
+            return None
         base = 16 if part.startswith("0x") else 8 if part.startswith("0") else 10
         try:
             numbers.append(int(part.removeprefix("0x") or "0", base))

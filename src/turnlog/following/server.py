@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from typing import TYPE_CHECKING, NoReturn
 from urllib.parse import urlencode
@@ -28,6 +29,8 @@ SILENCE_S = 60.0
 _LONGEST_PAUSE_S = 30.0
 _PAGE_EVENTS = 1000
 _READ_BYTES = 64 * 1024
+_CONTROL = re.compile(rb"[\x00-\x1f\x7f]")
+"""An id with one of these is none: it could not be sent back in a header."""
 _UNSURE = frozenset({408, 429, 500, 502, 503, 504})
 
 
@@ -79,7 +82,7 @@ class Parser:
     def _field(self, line: bytes) -> None:
         name, _, value = line.partition(b":")
         value = value.removeprefix(b" ")
-        if name == b"id":
+        if name == b"id" and not _CONTROL.search(value):
             self._id = value.decode("latin-1")
         elif name == b"data":
             self._data.append(value)

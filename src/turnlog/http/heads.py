@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from turnlog.errors import Error
     from turnlog.http.requests import Request
 
+_VERSIONS = frozenset({"1.1", "1.0"})
 _METHODS = "GET, HEAD, OPTIONS, POST"
 _REQUEST_LINE = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+ /[^ ]* HTTP/1\.[01]\r\n")
 
@@ -30,6 +31,8 @@ def check_head(request: Request, target_bytes: int, head_bytes: int, limits: Con
         and sum(len(name) + len(value) for name, value in headers) > limits.max_header_bytes
     ):
         raise headers_too_large(limits)
+    if request.version not in _VERSIONS:
+        raise malformed()  # the parser takes HTTP/0.9 for the version of a line that names none
     if not request.raw_path.startswith(b"/"):
         raise MalformedParameterError("the request target must be a path: /…")
     if b"transfer-encoding" in fields:
