@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: serve test check format bench pins clean
+.PHONY: serve test check format faults fuzz simulate bench pins clean
 
 serve: $(VENV)/serve.done
 	@exec $(BIN)/turnlog serve --first-key
@@ -23,6 +23,22 @@ check: $(VENV)/test.done
 format: $(VENV)/test.done
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+# Everything that breaks servers, in its long form: hours. FAULTS="kills --store sqlite": one of them; FAULTS=--record
+# keeps the figures in docs/ledger.json and docs/reliability.md.
+faults: $(VENV)/test.done
+	@$(BIN)/python -m tests.postgres_programs || $(PIP) install --require-hashes --requirement requirements/postgres.txt
+	$(BIN)/python -m tests.faults $(FAULTS)
+
+# Goes on where the suite's fuzzing ends; what it finds becomes a file of tests/fuzz/corpus.
+SECONDS ?= 600
+fuzz: $(VENV)/test.done
+	$(BIN)/python -m tests.fuzz --seconds $(SECONDS)
+
+# Turnlog's own code in simulated worlds, as many as are asked for: SEEDS=100000. SEED=17: one again, with all that
+# happens in it.
+simulate: $(VENV)/test.done
+	$(BIN)/python -m tests.simulation $(if $(SEED),--seed $(SEED),--seeds $(or $(SEEDS),2000))
 
 # 20 minutes, on a machine without other work. BENCH=--quick: 4 minutes, and keeps nothing.
 bench: $(VENV)/bench.done

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.canary import canary
 from tests.harness import Key, Server, complain
 from tests.postgres import Home
 from tests.postgres_programs import OLDEST, find
@@ -35,6 +36,19 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     """``--store`` narrows a run down to one kind of store."""
     parser.addoption("--store", choices=(*KINDS, "both"), default="both", help="the kind of store to test (both)")
     parser.addoption("--of-stores-only", action="store_true", help="leave out the tests that need no store")
+    parser.addoption("--slice", metavar="K/N", default="1/1", help="every N-th file only, from the K-th on (1/1)")
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """A leak fails the run, whichever test it came of."""
+    if canary.leaks:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say what was leaked."""
+    for leak in canary.leaks:
+        terminalreporter.write_line(f"LEAKED (L02): {leak}", red=True)
 
 
 def _asked(config: pytest.Config) -> tuple[str, ...]:
@@ -66,13 +80,16 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out what is for kinds that were not asked for, and, where that is asked for, what is for none."""
+    """Leave out what is for kinds that were not asked for, or for none where that is asked for; then other slices."""
     asked = set(_asked(config))
-    out = [item for item in items if not asked & set(_marked(item))]
+    kept = [item for item in items if asked & set(_marked(item))]
     if config.getoption("--of-stores-only"):
-        out += [item for item in items if item not in out and not _is_of_a_store(item)]
-    config.hook.pytest_deselected(items=out)
-    items[:] = [item for item in items if item not in out]
+        kept = [item for item in kept if _is_of_a_store(item)]
+    first, count = (int(number) for number in config.getoption("--slice").split("/"))
+    files = set(sorted({item.path for item in kept})[first - 1 :: count])
+    kept = [item for item in kept if item.path in files]
+    config.hook.pytest_deselected(items=list(set(items) - set(kept)))
+    items[:] = kept
 
 
 @pytest.fixture(scope="session")
@@ -130,6 +147,8 @@ def server(stores: Stores) -> Iterator[Server]:
     """A server with the settings that a person gets without saying anything."""
     with Server(stores.new()) as running:
         yield running
+        with running.client() as anyone:
+            canary.look(anyone.get("/metrics").text, "the metrics")
 
 
 @pytest.fixture(scope="session")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import json
 import random
 from collections import Counter
@@ -40,6 +41,8 @@ class Request:
     attempts: int = 0
     good: bool = True
     """Whether it is of the published schema; what is not must be refused whole."""
+    later: list[tuple[str, ...]] = field(default_factory=list)
+    """The ids of every 200 behind the first one: it was sent again with its key although its answer had come."""
 
 
 @dataclass
@@ -74,6 +77,16 @@ def check(requests: Iterable[Request], listings: Mapping[str, list[tuple[str, st
     return problems
 
 
+def falling_ids(listings: Mapping[str, list[tuple[str, str]]]) -> list[str]:
+    """Where ids do not rise in the order of arrival, as those of one server do, also behind its restarts."""
+    return [
+        f"ids fall: {first} is listed before {second} in {name}"
+        for name, items in listings.items()
+        for (first, _), (second, _) in itertools.pairwise(items)
+        if first >= second
+    ]
+
+
 class _Found:
     """Listings, by what one asks of them."""
 
@@ -99,6 +112,7 @@ def _wrong(request: Request, found: _Found) -> list[str]:
         return problems
     if len(request.ids) != len(request.texts):
         return [*problems, f"{len(request.ids)} ids for {len(request.texts)} messages: {request.texts!r}"]
+    problems += [f"changed ids: {request.ids!r}, sent again {ids!r}" for ids in request.later if ids != request.ids]
     for text, one_id, listed in zip(request.texts, request.ids, times, strict=True):
         stored = found.text_of.get(one_id)
         if stored is None:
@@ -127,6 +141,8 @@ class Caller:
 
     def __init__(self, port: int, headers: Mapping[str, str]) -> None:
         self.port = port
+        self.retry_after_s = 0.0
+        """What the last answer asked for."""
         self._headers = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
         self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
 
@@ -147,6 +163,7 @@ class Caller:
         except (OSError, EOFError):
             await self.close()
             raise
+        self.retry_after_s = float(answer.partition(b"\r\nretry-after: ")[2].partition(b"\r\n")[0] or 0)
         if b"connection: close" in answer:
             await self.close()
         return int(answer.split()[1]), answered
@@ -157,6 +174,19 @@ class Caller:
             writer.transport.abort()
             with contextlib.suppress(OSError):
                 await writer.wait_closed()
+
+
+class PatientCaller(Caller):
+    """Asks again what only reads or may be done twice, until it is answered with anything but 503; for 10 s or so."""
+
+    async def ask(self, method: str, path: str, body: object = None, key: str | None = None) -> tuple[int, Any]:
+        for _ in range(200):
+            with contextlib.suppress(OSError, EOFError):
+                status, answer = await super().ask(method, path, body, key)
+                if status != 503:
+                    return status, answer
+            await asyncio.sleep(0.05)
+        return await super().ask(method, path, body, key)
 
 
 async def _body(reader: asyncio.StreamReader, head: bytes) -> bytes:
@@ -226,33 +256,50 @@ class Load:
 
     def _request(self, number: int, count: int, chance: random.Random) -> Request:
         conversation = chance.choice(self._conversations)
-        size = chance.choice((1, 1, 1, 1, 2, 7))
+        size = self._size(chance)
         texts = tuple(f'{number}/{count}/{n} Grüße, "ok"?\n\t\\ \N{WAVING HAND SIGN} {"é" * n}' for n in range(size))
         key = f"key-{number}-{count}" if chance.random() < 0.5 else None
         return Request(number, conversation, texts, key, good=chance.random() < 0.95)
 
-    async def _send(self, caller: Caller, request: Request) -> None:
+    def _size(self, chance: random.Random) -> int:
+        return chance.choice((1, 1, 1, 1, 2, 7))
+
+    async def _ask(self, caller: Caller, request: Request) -> tuple[int, Any]:
+        """Send it once. Raises OSError, EOFError; else it has its answer, of which a 200 is a tuple of ids."""
         senders = [{"role": "agent", "externalId": "a"} for _ in request.texts]
         if not request.good:
             senders[-1]["role"] = "nobody"
         bodies = [{"text": t, "sender": s, "timestamp": TIMESTAMP} for t, s in zip(request.texts, senders, strict=True)]
         batch = len(bodies) > 1
         path = f"{V1}/conversations/{request.conversation}/messages{'/batch' if batch else ''}"
-        request.attempts += 1
         try:
             status, answer = await caller.ask("POST", path, {"messages": bodies} if batch else bodies[0], request.key)
         except (OSError, EOFError):
             self.broken += 1
-            return
+            raise
         self.statuses[status] += 1
+        if status != 200:
+            self.codes[answer["error"]["code"]] += 1
+            return status, answer
+        return status, tuple(answer["ids"] if batch else [answer["id"]])
+
+    def _count(self, number: int) -> None:
+        """So many more were acknowledged."""
+        self._wanted -= number
+        if self._wanted <= 0:
+            self.acknowledged.set()
+
+    async def _send(self, caller: Caller, request: Request) -> None:
+        request.attempts += 1
+        try:
+            status, answer = await self._ask(caller, request)
+        except (OSError, EOFError):
+            return
         if status == 200:
-            request.outcome, request.ids = "acknowledged", tuple(answer["ids"] if batch else [answer["id"]])
-            self._wanted -= 1
-            if self._wanted <= 0:
-                self.acknowledged.set()
+            request.outcome, request.ids = "acknowledged", answer
+            self._count(1)
             return
         code = answer["error"]["code"]
-        self.codes[code] += 1
         if status < 500 or (code == "503-01" and request.attempts == 1):  # which says nothing of earlier attempts
             request.outcome = "refused"
 

@@ -93,7 +93,8 @@ def test_what_was_acknowledged_survives_kill_9_under_load(start: Callable[..., S
     retried = [r for r in history.requests if r.key is not None and r.attempts > 1 and r.outcome == "acknowledged"]
     assert history.count("acknowledged"), "invalid run: nothing was acknowledged"
     assert history.count("refused"), "invalid run: nothing was refused"
-    assert all(cut), f"invalid run: a kill hit no busy moment: {cut}"
+    # While this process was kept waiting, all may have had their answers: such a kill proves nothing, the others do.
+    assert sum(map(bool, cut)) > KILLS / 2, f"invalid run: most kills hit no busy moment: {cut}"
     assert retried, "invalid run: no keyed request was retried"
     assert set(load.statuses) <= {200, 400}, load.statuses
     assert check(history.requests, listings) == []
