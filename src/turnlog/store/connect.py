@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -15,7 +16,9 @@ from turnlog.store.webhooks import WebhookStore
 if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
 
+    from turnlog.store.audit import Findings
     from turnlog.store.protocol import Store
+    from turnlog.store.sqlite.restore import Restored
     from turnlog.store.transfer import Source, Target
 
 _SQLITE = "sqlite:///"
@@ -115,3 +118,35 @@ async def open_target(url: str, source: Source) -> Target:
     if _is_postgres(url):
         return await postgres.open_target(address.parse(url), source)
     return sqlite.open_target(_path(url), source)
+
+
+async def check_store(url: str) -> Findings:
+    """Everything that can be checked in the store at ``url``, also while servers run on it; nothing is changed.
+
+    Raises SettingError, StoreUnavailableError.
+    """
+    if _is_postgres(url):
+        return await postgres.check_store(address.parse(url))
+    return await sqlite.check_store(_path(url))
+
+
+async def back_up(url: str, target: Path, *, force: bool = False) -> int:
+    """A backup of the file at ``url``, with everything recorded before, also while a server runs on it; its bytes.
+
+    Raises SettingError, also for a database, which has its own way; OSError; StoreFailedError where it is damaged.
+    """
+    if _is_postgres(url):
+        raise SettingError(
+            f"{shown(url)} is backed up in PostgreSQL's own way, pg_basebackup with WAL archiving (docs/backup.md)"
+        )
+    return await asyncio.to_thread(sqlite.back_up, _path(url), target, force=force)
+
+
+async def restore(url: str, backup: Path, *, stamp: str, force: bool = False) -> Restored:
+    """Put the backup in the place of the file at ``url``, which nobody serves; ``stamp`` names the old one, kept aside.
+
+    Raises SettingError, also for a database, which has its own way; OSError.
+    """
+    if _is_postgres(url):
+        raise SettingError(f"{shown(url)} is restored in PostgreSQL's own way (docs/backup.md)")
+    return await sqlite.restore(backup, _path(url), stamp=stamp, force=force)

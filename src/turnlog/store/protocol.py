@@ -16,7 +16,7 @@ from turnlog.model import ApiKey, Entry, NewAuthentication, NewConversation, New
 from turnlog.store.webhooks import WebhookStore
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable
 
     from turnlog.ids import Place
     from turnlog.model import Conversation, LogFilter, Message
@@ -116,6 +116,10 @@ class StoreFailedError(Exception):
     """Whether the transaction happened is unknown; the store must not be used again before a restart."""
 
 
+class StoreDamagedError(StoreFailedError):
+    """What is stored is not what was written: somebody has to look (``turnlog check``), and to restore a backup."""
+
+
 class KeyRecord(msgspec.Struct, frozen=True):
     """A key together with the hashes of its secrets."""
 
@@ -151,6 +155,16 @@ class Recorder(Protocol):
         A refusal (an Error among the outcomes) leaves the other writes untouched. Log positions are given in the
         order of the writes, gap-free per account, and an entry is seen only once all before it are.
         Raises StoreUnavailableError, StoreUncertainError, StoreFailedError.
+        """
+
+    @property
+    def scrubbed(self) -> int:
+        """How often ``scrub`` has looked at everything."""
+
+    async def scrub(self, interval_s: float, sleep: Callable[[float], Awaitable[None]]) -> None:
+        """Look for damage in what is stored, every ``interval_s`` and beside everything else; it ends with the damage.
+
+        ``failure`` says then what it is. A database that looks after itself is left to that.
         """
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import asyncpg
 
-from turnlog.errors import SettingError
+from turnlog.errors import FinalError, SettingError
 
 if TYPE_CHECKING:
     from asyncpg import Connection
@@ -80,7 +80,7 @@ async def look(connection: Connection, shown: str) -> State:
         return State(0, 0, None, fsync, server["place"])
     state = State(row["version"], row["oldest_program"], row["source"], fsync, server["place"])
     if state.oldest_program > newest():
-        raise SettingError(
+        raise FinalError(
             f"the store {shown} has schema {state.version}, and this program knows schemas up to {newest()}: "
             "run the newer program that wrote it"
         )

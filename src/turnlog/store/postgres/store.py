@@ -183,6 +183,11 @@ class PostgresStore:
         """See protocol.Recorder."""
         return self._failure
 
+    scrubbed = 0
+
+    async def scrub(self, interval_s: float, sleep: Callable[[float], Awaitable[None]]) -> None:
+        """See protocol.Recorder: PostgreSQL keeps checksums of its own (``data_checksums``)."""
+
     @property
     def parallel(self) -> int:
         """See protocol.Recorder."""

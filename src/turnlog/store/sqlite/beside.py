@@ -34,7 +34,7 @@ def open_reading(path: Path) -> apsw.Connection:
     check_file(path)
     connection = connect(path, readonly=True)
     try:
-        _refuse_old(connection, path)
+        refuse_old(connection, path)
         refuse_half_copied(connection, path)
     except BaseException:
         close_reading(connection, path)
@@ -42,7 +42,8 @@ def open_reading(path: Path) -> apsw.Connection:
     return connection
 
 
-def _refuse_old(connection: apsw.Connection, path: Path) -> None:
+def refuse_old(connection: apsw.Connection, path: Path) -> None:
+    """Raises SettingError where the file is of another schema than this program's."""
     if not is_current(connection, path):
         raise SettingError(
             f"the store {path} has schema {schema_version(connection)}, an older program's: "

@@ -10,8 +10,9 @@ import os
 from typing import TYPE_CHECKING
 
 import apsw
+import structlog
 
-from turnlog.store.sqlite.connection import BUSY_MS, connect
+from turnlog.store.sqlite.connection import BUSY_MS, connect, was_refused
 from turnlog.store.sqlite.worker import Worker
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ _CHECKPOINT_PAGES = 4000
 _FORCE_CHECKPOINT_PAGES = 32_768
 """64 MiB: by then readers are waited for, so that the WAL can start over and stays bounded."""
 _READERS_WAITED_FOR_MS = 100
+_log = structlog.get_logger()
 
 
 class Checkpoints:
@@ -41,6 +43,7 @@ class Checkpoints:
         self._stopped = False
         self._under_way = False
         self._wal_pages = 0
+        self._due_pages = _CHECKPOINT_PAGES
         self._beside = connect(path)
         # Never closed before the connections are: closing it takes SQLite's locks on the database away.
         self._database = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
@@ -53,7 +56,7 @@ class Checkpoints:
 
     def after_batch(self) -> None:
         """Begin a checkpoint where the WAL has grown enough."""
-        if self._wal_pages >= _CHECKPOINT_PAGES and not self._under_way and not self._stopped:
+        if self._wal_pages >= self._due_pages and not self._under_way and not self._stopped:
             self._under_way = True
             self._worker.then(self._beside_the_batches)
 
@@ -69,7 +72,14 @@ class Checkpoints:
         forced = self._wal_pages >= _FORCE_CHECKPOINT_PAGES
         mode = apsw.SQLITE_CHECKPOINT_RESTART if forced else apsw.SQLITE_CHECKPOINT_PASSIVE
         if self._carried_out(self._writer, mode):
-            self._wal_pages = 0
+            self._wal_pages, self._due_pages = 0, _CHECKPOINT_PAGES
+        elif forced and not self._stopped:
+            # None of ours reads for so long. Not every batch is to wait for it, only one in so much of the WAL.
+            if self._due_pages == _CHECKPOINT_PAGES:
+                _log.warning(
+                    "wal_held", pages=self._wal_pages, hint="a reader that is not the server's keeps it growing"
+                )
+            self._due_pages = self._wal_pages + _CHECKPOINT_PAGES
         self._under_way = False
 
     def _carried_out(self, connection: apsw.Connection, mode: int) -> bool:
@@ -86,6 +96,9 @@ class Checkpoints:
                 pass  # a reader stood in the way; the next batch asks again
             except apsw.FullError:
                 pass  # the WAL still has everything; recording answers for the full disk
+            except apsw.IOError as error:
+                if not was_refused(error, connection):  # which is as good as full
+                    raise
             finally:
                 connection.set_busy_timeout(BUSY_MS)
         return done

@@ -59,3 +59,18 @@ def last_position(connection: apsw.Connection, account: int) -> int:
     row = connection.execute(_LAST, (entry(account, 0), entry(account, MAX_POSITION))).fetchone()
     assert row is not None  # noqa: S101 - an aggregate without GROUP BY always has a row
     return position(row[0])
+
+
+_FIRST = """
+    SELECT min(
+        coalesce((SELECT min(entry) FROM message WHERE entry BETWEEN ?1 AND ?2), ?2),
+        coalesce((SELECT min(entry) FROM conversation_change WHERE entry BETWEEN ?1 AND ?2), ?2))
+"""
+
+
+def start(connection: apsw.Connection, account: int) -> int:
+    """The position before the oldest that the account's log has, 0 where it is empty."""
+    last = entry(account, MAX_POSITION)
+    row = connection.execute(_FIRST, (entry(account, 0), last)).fetchone()
+    assert row is not None  # noqa: S101 - a statement without FROM always has a row
+    return 0 if row[0] == last else position(row[0]) - 1

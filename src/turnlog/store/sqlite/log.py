@@ -42,11 +42,6 @@ _LISTED = (
 )
 _NUMBER_BY_ID = "SELECT number, external_id FROM conversation WHERE account = ? AND id = ?"
 _NUMBER_BY_EXTERNAL_ID = "SELECT number, id FROM conversation WHERE account = ? AND external_id = ?"
-_FIRST = """
-    SELECT min(
-        coalesce((SELECT min(entry) FROM message WHERE entry BETWEEN ?1 AND ?2), ?2),
-        coalesce((SELECT min(entry) FROM conversation_change WHERE entry BETWEEN ?1 AND ?2), ?2))
-"""
 _NAME = "SELECT name FROM log_name WHERE one = 1"
 
 
@@ -135,12 +130,7 @@ class Log:
     def start(self, account: str) -> int:
         """See protocol.LogReader.log_start."""
         number = self._accounts.number(account)
-        if number < 0:
-            return 0
-        last = entries.entry(number, entries.MAX_POSITION)
-        row = self._connection.execute(_FIRST, (entries.entry(number, 0), last)).fetchone()
-        assert row is not None  # noqa: S101 - a statement without FROM always has a row
-        return 0 if row[0] == last else entries.position(row[0]) - 1
+        return 0 if number < 0 else entries.start(self._connection, number)
 
     def name(self) -> str:
         """See protocol.LogReader.log_name."""

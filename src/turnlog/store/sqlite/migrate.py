@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib.resources import files
 from typing import TYPE_CHECKING
 
-from turnlog.errors import SettingError
+from turnlog.errors import FinalError, SettingError
 from turnlog.store.sqlite.connection import ServerLock, check_file, connect, transaction, translated
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ def is_current(connection: apsw.Connection, path: Path) -> bool:
     """Whether the file needs no migration. Raises SettingError where it is newer than this program."""
     version, newest = schema_version(connection), migrations()[-1][0]
     if version > newest:
-        raise SettingError(
+        raise FinalError(
             f"the store {path} has schema {version}, and this program knows schemas up to {newest}: "
             "run the newer program that wrote it"
         )

@@ -14,20 +14,32 @@ from typing import TYPE_CHECKING, TypeVar
 import apsw
 
 from turnlog.errors import SettingError
-from turnlog.store.protocol import Health, KeyRecord, StoreFailedError
+from turnlog.store.protocol import Health, KeyRecord, StoreDamagedError, StoreFailedError, StoreUnavailableError
 from turnlog.store.sqlite.append import Appender
 from turnlog.store.sqlite.beside import LogBeside
 from turnlog.store.sqlite.checkpoints import Checkpoints
-from turnlog.store.sqlite.connection import ServerLock, check_file, connect, create_file, translated
+from turnlog.store.sqlite.connection import (
+    ServerLock,
+    Translation,
+    check_file,
+    connect,
+    create_file,
+    opening,
+    translated,
+    was_refused,
+)
+from turnlog.store.sqlite.damage import mark, refuse_damaged
 from turnlog.store.sqlite.keys import Keys
 from turnlog.store.sqlite.log import Log
 from turnlog.store.sqlite.migrate import is_current, migrate, refuse_half_copied, schema_version
+from turnlog.store.sqlite.pages import Pages
 from turnlog.store.sqlite.reads import Reads
+from turnlog.store.sqlite.scrubbing import Scrubber
 from turnlog.store.sqlite.webhooks import Webhooks
 from turnlog.store.sqlite.worker import Worker
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Hashable, Iterator, Sequence
+    from collections.abc import AsyncIterator, Awaitable, Callable, Hashable, Iterator, Sequence
     from pathlib import Path
 
     from turnlog.ids import Place
@@ -41,9 +53,12 @@ T = TypeVar("T")
 class SqliteStore:
     """One file, this process its only recorder (protocol.Store)."""
 
-    def __init__(self, path: Path, lock: ServerLock, writer: apsw.Connection, reader: apsw.Connection, ttl_us: int):
+    def __init__(self, path: Path, lock: ServerLock, pages: Pages, writer: apsw.Connection, ttl_us: int) -> None:
         self._path = path
         self._lock = lock
+        self._pages = pages
+        self._translated = Translation(self._failed)
+        reader = connect(path, readonly=True)
         self._writer = writer
         self._reader = reader
         self._appender = Appender(writer, idempotency_ttl_us=ttl_us)
@@ -54,6 +69,7 @@ class SqliteStore:
         self._worker = Worker("turnlog-writer")
         self._failure: BaseException | None = None
         self._checkpoints = Checkpoints(path, writer, self._worker, self._failed)
+        self._scrubber = Scrubber(path, pages, self._failed)
         self._take_in(Webhooks(reader, self._change))
 
     def _take_in(self, webhooks: Webhooks) -> None:
@@ -89,8 +105,19 @@ class SqliteStore:
         return None
 
     def _failed(self, failure: BaseException) -> None:
-        self._failure = failure
+        self._failure = self._failure or failure
         self._checkpoints.stop()
+        if isinstance(failure, StoreDamagedError):
+            mark(self._path, str(failure))
+
+    @property
+    def scrubbed(self) -> int:
+        """See protocol.Recorder."""
+        return self._scrubber.rounds
+
+    async def scrub(self, interval_s: float, sleep: Callable[[float], Awaitable[None]]) -> None:
+        """See protocol.Recorder."""
+        await self._scrubber.run(interval_s, sleep)
 
     async def append(self, writes: Sequence[Write]) -> list[object]:
         """See protocol.Recorder."""
@@ -115,6 +142,8 @@ class SqliteStore:
             with translated():
                 return work(given)
         except StoreFailedError as failure:
+            if was_refused(failure.__cause__, self._writer):
+                raise StoreUnavailableError(f"{self._path} cannot be written") from failure
             self._failed(failure)
             raise
 
@@ -122,17 +151,17 @@ class SqliteStore:
 
     async def conversation(self, account: str, conversation_id: str) -> Conversation | None:
         """See protocol.Reader."""
-        with translated():
+        with self._translated:
             return self._reads.conversation(account, conversation_id)
 
     async def conversation_by_external_id(self, account: str, external_id: str) -> Conversation | None:
         """See protocol.Reader."""
-        with translated():
+        with self._translated:
             return self._reads.conversation_by_external_id(account, external_id)
 
     async def message(self, account: str, conversation_id: str, message_id: str) -> Message | None:
         """See protocol.Reader."""
-        with translated():
+        with self._translated:
             return self._reads.message(account, conversation_id, message_id)
 
     @property
@@ -142,7 +171,7 @@ class SqliteStore:
 
     async def last_position(self, account: str) -> int:
         """See protocol.Reader."""
-        with translated():
+        with self._translated:
             return self._log.last_position(account)
 
     async def messages(
@@ -156,7 +185,7 @@ class SqliteStore:
         max_chars: int | None = None,
     ) -> list[Message] | None:
         """See protocol.Reader."""
-        with translated():
+        with self._translated:
             return self._reads.messages(
                 account, conversation_id, after=after, limit=limit, up_to=up_to, max_chars=max_chars
             )
@@ -165,17 +194,17 @@ class SqliteStore:
         self, account: str, wanted: LogFilter, *, after: int, up_to: int, limit: int, max_chars: int
     ) -> LogPart:
         """See protocol.LogReader."""
-        with translated():
+        with self._translated:
             return self._log.part(account, wanted, after=after, up_to=up_to, limit=limit, max_chars=max_chars)
 
     async def log_start(self, account: str) -> int:
         """See protocol.LogReader."""
-        with translated():
+        with self._translated:
             return self._log.start(account)
 
     async def log_name(self) -> str:
         """See protocol.LogReader."""
-        with translated():
+        with self._translated:
             return self._log.name()
 
     async def follow(self, moved: Callable[[str], None]) -> None:
@@ -190,13 +219,13 @@ class SqliteStore:
         """See protocol.Reader."""
         if self._failure is not None:
             raise StoreFailedError(f"the store failed earlier: {self._failure}")
-        with translated():
+        with self._translated:
             await self._keys.keys_version()
 
     async def health(self) -> Health:
         """See protocol.Reader."""
         await self.check()
-        with translated():
+        with self._translated:
             schema = schema_version(self._reader)
         wal = self._path.with_name(self._path.name + "-wal")
         return Health(schema, self._path.stat().st_size, wal.stat().st_size if wal.exists() else 0)
@@ -205,12 +234,12 @@ class SqliteStore:
 
     async def keys_version(self) -> int:
         """See protocol.KeyStore."""
-        with translated():
+        with self._translated:
             return await self._keys.keys_version()
 
     async def keys(self) -> list[KeyRecord]:
         """See protocol.KeyStore."""
-        with translated():
+        with self._translated:
             return await self._keys.keys()
 
     async def add_key(self, record: KeyRecord) -> None:
@@ -252,6 +281,7 @@ class SqliteStore:
         for connection in connections:
             connection.close()
         self._checkpoints.close()
+        self._pages.close()
         self._lock.release()
 
 
@@ -259,17 +289,20 @@ async def open_store(path: Path, *, idempotency_ttl_us: int) -> SqliteStore:
     """Open the file for recording, making or migrating it where needed.
 
     Raises SettingError where another process records in it, where it is newer than this program, where it is not a
-    store, where it is half a copy, and where it cannot be opened; the message names the path.
+    store, where it is half a copy, where it is damaged, and where it cannot be opened; the message names the path.
     """
     create_file(path)
     check_file(path)
     lock = ServerLock(path)
     try:
+        pages = Pages(path)
         writer = connect(path)
         if not is_current(writer, path):
-            migrate(writer)
+            with opening(path):
+                migrate(writer)
         refuse_half_copied(writer, path)
-        return SqliteStore(path, lock, writer, connect(path, readonly=True), idempotency_ttl_us)
+        refuse_damaged(writer, pages, path)
+        return SqliteStore(path, lock, pages, writer, idempotency_ttl_us)
     except BaseException:
         lock.release()
         raise
@@ -308,7 +341,8 @@ async def open_keys(path: Path, *, create: bool = False) -> AsyncIterator[KeysAn
         if not is_current(connection, path):
             lock = ServerLock(path)
             try:
-                migrate(connection)
+                with opening(path):
+                    migrate(connection)
             finally:
                 lock.release()
         refuse_half_copied(connection, path)
