@@ -55,17 +55,18 @@ class Process(NamedTuple):
                 ticks += sum(map(int, stat[11:15]))
         return ticks / _TICKS_PER_S
 
-    def _memory_mb(self, field: str) -> float:
-        statuses = [Path(f"/proc/{pid}/status").read_text("ascii") for pid in self.family()]
-        return sum(int(status.partition(f"{field}:")[2].split()[0]) for status in statuses) / 1024
+    def _memory_mb(self, file: str, field: str) -> float:
+        found = [Path(f"/proc/{pid}/{file}").read_text("ascii") for pid in self.family()]
+        return sum(int(text.partition(f"\n{field}:")[2].split()[0]) for text in found) / 1024
 
     def memory_mb(self) -> float:
-        """Memory held now; of several processes the sum, in which what they share is counted more than once."""
-        return self._memory_mb("VmRSS")
+        """Memory held now; what several processes share, a parent and what it has forked, is counted once."""
+        return self._memory_mb("smaps_rollup", "Pss")
 
     def peak_mb(self) -> float:
-        """The most memory held since the start, or since ``forget_peak``."""
-        return self._memory_mb("VmHWM")
+        """The most memory held since the start, or since ``forget_peak``, less what is counted more than once now."""
+        shared_mb = self._memory_mb("status", "VmRSS") - self.memory_mb()
+        return self._memory_mb("status", "VmHWM") - shared_mb
 
     def forget_peak(self) -> None:
         for pid in self.family():

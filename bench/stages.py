@@ -109,7 +109,7 @@ class Path:
         context = Context(service, self.bodies, others, others, others)
         app = App(OPERATIONS, context, self.keyring, self.metrics, config, self.ids)
         self.traffic = Traffic(config, self.ids.new, self.metrics)
-        self.traffic.date = b"Sat, 31 Jan 2026 12:00:00 GMT"
+        self.traffic.standing = b"date: Sat, 31 Jan 2026 12:00:00 GMT\r\n"
         self.loop = asyncio.get_running_loop()
         self.connections = [Protocol(app, self.traffic, self.loop) for _ in range(CONNECTIONS)]
         self.sockets: list[Any] = [_Socket() for _ in self.connections]
@@ -187,7 +187,7 @@ async def stages() -> list[tuple[str, float]]:
         ("ids: of the request and of the message", 2 * least(path.ids.new)),
         ("queue: into it", there),
         ("queue: a batch and its outcomes", back),
-        ("answer: as bytes", least(lambda: whole_answer(answer, write.ids[0], path.traffic.date, close=False))),
+        ("answer: as bytes", least(lambda: whole_answer(answer, write.ids[0], path.traffic.standing, close=False))),
         ("answer: counting it", least(lambda: path.metrics.request("create_message", 200, 0.004))),
     ]
     whole = await path.whole(raw)

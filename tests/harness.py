@@ -7,6 +7,7 @@ import contextlib
 import json
 import os
 import re
+import select
 import shutil
 import signal
 import socket
@@ -19,11 +20,16 @@ from typing import TYPE_CHECKING, Any, NoReturn, Self
 import httpx
 import pytest
 
+from tests.canary import canary
 from turnlog.cli.keys import DEFAULT_ACCOUNT, new_key
+from turnlog.model import DEFAULT_PERMISSIONS
 from turnlog.store.connect import open_keys
 
 if TYPE_CHECKING:
+    import ssl
     from collections.abc import Iterator
+
+    from turnlog.model import Permission
 
 TURNLOG = str(Path(sys.executable).with_name("turnlog"))
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -81,14 +87,16 @@ class Key:
         return {"asapp-api-id": self.id, "asapp-api-secret": self.secret}
 
 
-def make_key(url: str, name: str) -> Key:
-    """A new key of the account ``default`` in a store, which is made for it where there is none.
+def make_key(
+    url: str, name: str, account: str = DEFAULT_ACCOUNT, permissions: tuple[Permission, ...] = DEFAULT_PERMISSIONS
+) -> Key:
+    """A new key in a store, which is made for it where there is none.
 
     It goes through the store's protocol, as the CLI does: a hundred tests need not each start a process for it.
     """
 
     async def make() -> Key:
-        record, secret = new_key(name, DEFAULT_ACCOUNT)
+        record, secret = new_key(name, account, permissions)
         async with open_keys(url, create=True) as keys:
             await keys.add_key(record)
         return Key(record.key.id, secret)
@@ -97,7 +105,12 @@ def make_key(url: str, name: str) -> Key:
 
 
 class Server:
-    """One ``turnlog serve`` process on a free port of the loopback interface; ``url`` is its store's."""
+    """One ``turnlog serve`` on a free port of the loopback interface; ``url`` is its store's."""
+
+    command: tuple[str, ...] = (TURNLOG,)
+    """What is run; tests/faults/bugs.py has another."""
+    trust: ssl.SSLContext | None = None
+    """How to speak to it where it speaks TLS."""
 
     def __init__(self, url: str, *arguments: str, port: int = 0, environment: dict[str, str] | None = None) -> None:
         self.url = url
@@ -118,7 +131,7 @@ class Server:
     def start(self) -> None:
         """Start the process and wait until it listens."""
         self._process = subprocess.Popen(
-            [TURNLOG, "serve", "--port", str(self._port), "--store", self.url, *self._arguments],
+            [*self.command, "serve", "--port", str(self._port), "--store", self.url, *self._arguments],
             env=clean_environment(**self._environment),
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
@@ -134,6 +147,7 @@ class Server:
         with process.stderr as stream, contextlib.suppress(ValueError):
             for line in stream:
                 self.log_lines.append(line.rstrip("\n"))
+                canary.look(line, "a server's log")
                 if '"event":"listening"' in line:
                     self.base = json.loads(line)["address"]
                     self._port = int(self.base.rpartition(":")[2])
@@ -147,8 +161,23 @@ class Server:
 
     @property
     def pid(self) -> int:
+        """The parent, which keeps the port and starts the workers."""
         assert self._process is not None
         return self._process.pid
+
+    @property
+    def worker_pids(self) -> list[int]:
+        """The processes that answer, as they are now."""
+        with contextlib.suppress(FileNotFoundError):
+            return [int(pid) for pid in Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text("ascii").split()]
+        return []
+
+    @property
+    def worker_pid(self) -> int:
+        """The one that answers, where there is one; waits for it to be started."""
+        wait_for(lambda: self.worker_pids)
+        (pid,) = self.worker_pids
+        return pid
 
     @property
     def port(self) -> int:
@@ -166,10 +195,30 @@ class Server:
         return self._process.wait(timeout_s)
 
     def kill(self) -> None:
-        """``kill -9``."""
-        if self._process is not None:
+        """``kill -9`` of the parent and its workers, as a machine that dies."""
+        if self._process is not None and self._process.poll() is None:
+            # It stands still from here on, so that it starts nobody again and leaves nobody to stop in good order. That
+            # is not waited for, or callers in this process would have all their answers before the workers die.
+            self._process.send_signal(signal.SIGSTOP)
+            for pid in self.worker_pids:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+        self.kill_parent()
+
+    def kill_parent(self) -> None:
+        """``kill -9`` of the parent; returns when the workers are gone with it, which stop in good order."""
+        if self._process is None:
+            return
+        with contextlib.ExitStack() as stack:
+            workers = []
+            for pid in self.worker_pids:
+                with contextlib.suppress(ProcessLookupError):
+                    workers.append(os.pidfd_open(pid))
+                    stack.callback(os.close, workers[-1])
             self._process.kill()
             self._process.wait()
+            for worker in workers:
+                assert select.select([worker], [], [], START_TIMEOUT_S)[0], "a worker outlives its parent"
 
     def create_key(self, name: str, *arguments: str) -> Key:
         """A new key, made beside the running server; good within a second. What the CLI has flags for, it makes."""
@@ -184,6 +233,8 @@ class Server:
     def client(self, key: Key | None = None, **options: Any) -> Iterator[httpx.Client]:
         """An HTTP client with the key's credentials; waits until the server knows the key."""
         headers = {} if key is None else key.headers
+        options.setdefault("verify", self.trust or False)
+        options.setdefault("event_hooks", {"response": [canary.look_at_error]})
         with httpx.Client(base_url=self.base, headers=headers, timeout=30, **options) as client:
             if key is not None:
                 wait_for(lambda: client.get("/v1/health").status_code != 401)
@@ -192,7 +243,11 @@ class Server:
     @contextlib.contextmanager
     def connection(self) -> Iterator[socket.socket]:
         """A bare connection, for what no HTTP client would send."""
-        with socket.create_connection(("127.0.0.1", self.port), timeout=30) as connection:
+        with contextlib.ExitStack() as stack:
+            connection = stack.enter_context(socket.create_connection(("127.0.0.1", self.port), timeout=30))
+            if self.trust is not None:
+                secured = self.trust.wrap_socket(connection, server_hostname="localhost", suppress_ragged_eofs=False)
+                connection = stack.enter_context(secured)
             yield connection
 
 

@@ -31,9 +31,17 @@ class Stream:
         self.comments = 0
         self.whole = False
         self._connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=timeout_s)
+        if server.trust is not None:
+            self._connection = http.client.HTTPSConnection(
+                "localhost", server.port, timeout=timeout_s, context=server.trust
+            )
         headers = key.headers | {"accept": "text/event-stream"} | ({"last-event-id": last_id} if last_id else {})
-        self._connection.request("GET", f"{CHANGES}?{query}", headers=headers)
-        self.answer = self._connection.getresponse()
+        try:
+            self._connection.request("GET", f"{CHANGES}?{query}", headers=headers)
+            self.answer = self._connection.getresponse()
+        except BaseException:
+            self._connection.close()
+            raise
 
     def __enter__(self) -> Self:
         return self

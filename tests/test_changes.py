@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.harness import V1, Server, create_conversation, error_of, message, run_cli, wait_for
+from tests.harness import V1, Server, create_conversation, error_of, make_key, message, run_cli, wait_for
 from tests.sse import CHANGES
 from tests.stores import rows
+from turnlog.model import PERMISSIONS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -23,14 +25,31 @@ FEED = ("--permission", "feed", "--permission", "read", "--permission", "convers
 ALL = (*FEED, "--permission", "messages:write")
 
 
-@pytest.fixture
-def server(start: Callable[..., Server]) -> Server:
-    return start()
+_accounts = itertools.count(1)
+
+
+@pytest.fixture(scope="module")
+def server(stores: Stores) -> Iterator[Server]:
+    with Server(stores.new()) as one:
+        yield one
 
 
 @pytest.fixture
 def client(server: Server) -> Iterator[httpx.Client]:
-    with server.client(server.create_key("feed", *ALL)) as found:
+    """A key to an account, and so a log, of the test's own."""
+    with server.client(make_key(server.url, "feed", f"account {next(_accounts)}", PERMISSIONS)) as found:
+        yield found
+
+
+@pytest.fixture
+def own_server(start: Callable[..., Server]) -> Server:
+    """For a test that reaches behind it."""
+    return start()
+
+
+@pytest.fixture
+def own_client(own_server: Server) -> Iterator[httpx.Client]:
+    with own_server.client(make_key(own_server.url, "feed", permissions=PERMISSIONS)) as found:
         yield found
 
 
@@ -193,8 +212,9 @@ def test_a_cursor_of_another_account_store_or_time_is_no_silence(
         assert walk(other_account) == []
 
 
-def test_a_cursor_from_before_what_is_kept_is_gone(client: httpx.Client, server: Server) -> None:
+def test_a_cursor_from_before_what_is_kept_is_gone(own_client: httpx.Client, own_server: Server) -> None:
     """410-01, page or stream; without a cursor the reader begins at what there is."""
+    client, server = own_client, own_server
     first = _talk(client, "one", ["a", "b", "c"])
     cursors = [item["id"] for item in walk(client)]
     rows(server.url, "DELETE FROM conversation_change")
@@ -209,8 +229,9 @@ def test_a_cursor_from_before_what_is_kept_is_gone(client: httpx.Client, server:
     assert first
 
 
-def test_a_cursor_from_behind_the_end_is_gone(client: httpx.Client, server: Server) -> None:
+def test_a_cursor_from_behind_the_end_is_gone(own_client: httpx.Client, own_server: Server) -> None:
     """As after a restore from a backup: what it stands for is not in this log, or is something else by now."""
+    client, server = own_client, own_server
     _talk(client, "one", ["a", "b"])
     cursors = [item["id"] for item in walk(client)]
     server.stop()

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import re
 import subprocess
-import sys
 from typing import TYPE_CHECKING
 
 import msgspec
 import pytest
 
-from tests.harness import REPOSITORY, V1, Server, create_conversation, message
+from tests.harness import REPOSITORY, TURNLOG, V1, Server, clean_environment, create_conversation, message
 from turnlog import errors
 from turnlog.config import Config
 
@@ -24,7 +23,7 @@ API_PAGE = (REPOSITORY / "docs" / "api.md").read_text("utf-8")
 
 def test_the_table_of_settings_is_the_settings_with_their_defaults() -> None:
     """Every setting, in its order, with its default; and no other."""
-    listed = re.findall(r"^\| `(\w+)` \| `([^`]+)` \|", OPERATIONS_PAGE, re.MULTILINE)
+    listed = re.findall(r"^\| `(\w+)` \| (?:`([^`]+)`|none) \|", OPERATIONS_PAGE, re.MULTILINE)
     defaults = msgspec.structs.asdict(Config())
     assert [name for name, _ in listed] == list(defaults)
     for name, shown in listed:
@@ -52,8 +51,8 @@ def test_the_backup_command_works_beside_a_running_server(start: Callable[..., S
         path = f"{V1}/conversations/{create_conversation(client, 'kept')}/messages"
         for n in range(20):
             client.post(path, json=message(str(n))).raise_for_status()
-        pasted = command.replace(".venv/bin/python", sys.executable)
-        subprocess.run(["bash", "-ec", pasted], cwd=tmp_path, check=True, timeout=60)
+        pasted = command.replace(".venv/bin/turnlog", TURNLOG)
+        subprocess.run(["bash", "-ec", pasted], cwd=tmp_path, env=clean_environment(), check=True, timeout=60)
         client.post(path, json=message("after the backup")).raise_for_status()
     restored = start(store=f"sqlite:///{tmp_path / 'backup.db'}")
     with restored.client(key) as client:

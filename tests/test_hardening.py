@@ -63,12 +63,12 @@ def resident_kib(pid: int) -> int:
 def test_trailers_are_bounded_and_are_no_headers(start: Callable[..., Server]) -> None:
     """16 MiB of trailers are refused long before their end; credentials in a trailer are none."""
     server = start()
-    before = resident_kib(server.pid)
+    before = resident_kib(server.worker_pid)
     head = b"POST /conversation/v1/conversations HTTP/1.1\r\nHost: here\r\nConnection: close\r\n"
     head += b"Transfer-Encoding: chunked\r\n\r\n0\r\n"
     answer = exchange(server, head, *[b"a:b\r\n" * 13_000] * 256)
     assert parse_response(answer)[0] in (400, 401)
-    assert resident_kib(server.pid) - before < 60 * 1024
+    assert resident_kib(server.worker_pid) - before < 60 * 1024
     key = server.create_key("trailing")
     trailers = "".join(f"{name}: {value}\r\n" for name, value in key.headers.items()).encode()
     assert parse_response(exchange(server, head + trailers + b"\r\n"))[0] == 401
@@ -79,11 +79,11 @@ def test_a_trailer_without_an_end_is_bounded(start: Callable[..., Server]) -> No
     server = start()
     key = server.create_key("endless")
     with server.client(key):
-        before = resident_kib(server.pid)
+        before = resident_kib(server.worker_pid)
         head = post(key, f"{V1}/conversations", "Content-Type: application/json", "Transfer-Encoding: chunked")
         answer = exchange(server, head + b"2\r\n{}\r\n0\r\nendless: ", *[b"x" * 65536] * 512)
     assert parse_response(answer)[0] == 400
-    assert resident_kib(server.pid) - before < 60 * 1024
+    assert resident_kib(server.worker_pid) - before < 60 * 1024
 
 
 def test_a_body_in_two_pieces_behind_pipelined_requests_is_read(server: Server, client: httpx.Client, key: Key) -> None:

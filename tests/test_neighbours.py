@@ -39,7 +39,7 @@ def test_a_visitor_leaves_the_wal_where_it_is(
         visit = [sys.executable, "-c", VISIT, str(path_of(server.url)), "SELECT count(*) FROM message"]
         assert subprocess.run(visit, check=True, capture_output=True, text=True).stdout == "[(0,)]\n"
         client.post(path, json=message("after the visit")).raise_for_status()
-    assert "(deleted)" not in " ".join(_open_files(server.pid))
+    assert "(deleted)" not in " ".join(_open_files(server.worker_pid))
     server.kill()
     server.start()
     with server.client(key) as client:
@@ -52,7 +52,7 @@ def test_a_server_holds_its_lock_on_the_database(start: Callable[..., Server]) -
     server = start("--first-key")
     inode = path_of(server.url).stat().st_ino
     locks = Path("/proc/locks").read_text("utf-8")
-    assert re.search(rf"POSIX\s+ADVISORY\s+READ\s+{server.pid}\s+\S+:{inode}\s", locks), locks
+    assert re.search(rf"POSIX\s+ADVISORY\s+READ\s+{server.worker_pid}\s+\S+:{inode}\s", locks), locks
 
 
 def _open_files(pid: int) -> list[str]:

@@ -188,10 +188,10 @@ def test_an_endless_body_behind_unread_answers_takes_no_memory(
     fields = (HOST, *credentials(place.key), b"Content-Type: application/json")
     endless = b"\r\n".join((line, *fields, framing, b""))
     with place.server.connection() as connection, connection.makefile("rb") as stream:
-        before = _resident_bytes(place.server.pid)
+        before = _resident_bytes(place.server.worker_pid)
         connection.sendall(place.get() * LISTINGS + endless)
         assert _push(connection, b"a" * 60_000_000) < MOST_TAKEN
-        assert _resident_bytes(place.server.pid) - before < 40_000_000
+        assert _resident_bytes(place.server.worker_pid) - before < 40_000_000
         for _ in range(LISTINGS):
             _check_listing(_answer(stream))
         connection.sendall(b"a" * 1_500_000)

@@ -286,12 +286,12 @@ async def _stop_in_a_transaction(server: Server, key: Key) -> None:
         async with asyncio.timeout(60):
             while True:
                 await asyncio.sleep(0.01)
-                os.kill(server.pid, signal.SIGSTOP)
+                os.kill(server.worker_pid, signal.SIGSTOP)
                 # What it had sent is done by the second look; what is then in a transaction stays there.
                 held = [await asyncio.to_thread(rows, server.url, _HELD) for _ in range(2)]
                 if held[1] != [(0,)]:
                     return
-                os.kill(server.pid, signal.SIGCONT)
+                os.kill(server.worker_pid, signal.SIGCONT)
     finally:
         for task in changing:
             task.cancel()
@@ -308,7 +308,7 @@ def test_a_server_stopped_in_a_transaction_holds_up_the_others_for_seconds_only(
         stopped_at = time.monotonic()
         answer = client.post(path, json=message("through the other one"))
         waited_s = time.monotonic() - stopped_at
-        os.kill(stopped.pid, signal.SIGCONT)
+        os.kill(stopped.worker_pid, signal.SIGCONT)
         assert answer.status_code == 200, answer.text
         assert waited_s < 6, "two seconds are the database's patience; this machine may be busy"
         print(f"\nheld up for {waited_s:.1f} s")  # noqa: T201 - the figure of the run

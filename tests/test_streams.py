@@ -204,7 +204,7 @@ def _open_streams(client: httpx.Client) -> float:
 
 
 def _rss_mb(server: Server) -> float:
-    status = Path(f"/proc/{server.pid}/status").read_text("ascii")
+    status = Path(f"/proc/{server.worker_pid}/status").read_text("ascii")
     return int(status.partition("VmRSS:")[2].split()[0]) / 1024
 
 

@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+from datetime import datetime
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -24,25 +25,48 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-# Two workers: "refused" is what the second one is, at once or "later", once all have served; a "stubborn" one stays.
-_TWO = """
-import os, signal, sys, time
+# "refused" is what the last worker is, at once or "later", once all have served, or then for good, "finally"; a
+# "short-lived" one serves and ends, a "stubborn" one stays, a "fertile" one leaves orphans, and looks whether their
+# adoptive parent keeps them.
+_SUPERVISED = """
+import ctypes, os, signal, sys, time
+from datetime import UTC, datetime
 from pathlib import Path
 from turnlog import logs
-from turnlog.errors import SettingError
+from turnlog.errors import FinalError, SettingError
 from turnlog.supervisor import Supervisor
 
-manner, all_ready, patience_s = sys.argv[1], Path(sys.argv[2]), float(sys.argv[3])
+manner, all_ready, patience_s, last = sys.argv[1], Path(sys.argv[2]), float(sys.argv[3]), int(sys.argv[4])
 
 def work(worker):
-    if worker.number == 2 and manner == "later" and not all_ready.exists():
+    worker.die_with_parent()
+    signal.signal(signal.SIGTERM, signal.SIG_IGN if manner == "stubborn" else lambda *_: os._exit(0))
+    if worker.number == last and manner in ("later", "finally") and not all_ready.exists():
         worker.ready()
         while not all_ready.exists():
             time.sleep(0.01)
         return 3
-    if worker.number == 2 and manner in ("refused", "later"):
-        raise SettingError("not with me")
-    signal.signal(signal.SIGTERM, signal.SIG_IGN if manner == "stubborn" else lambda *_: os._exit(0))
+    if worker.number == last and manner in ("refused", "later", "finally"):
+        raise (FinalError if manner == "finally" else SettingError)("not with me")
+    if worker.number == last and manner == "short-lived":
+        worker.ready()
+        return 3
+    if manner == "fertile":
+        worker.ready()
+        for _ in range(3):
+            if (child := os.fork()) == 0:
+                if os.fork() == 0:
+                    os._exit(0)
+                os._exit(0)
+            os.waitpid(child, 0)
+        children = Path(f"/proc/{os.getppid()}/task/{os.getppid()}/children")
+        for _ in range(1000):
+            if children.read_text().split() == [str(os.getpid())]:
+                print("no child but the worker", flush=True)
+                break
+            time.sleep(0.01)
+        else:
+            print("more children than the worker", flush=True)
     worker.ready()
     while True:
         time.sleep(60)
@@ -51,9 +75,12 @@ def ready():
     all_ready.touch()
     print("ready", flush=True)
 
-logs.configure("info", str)
+if manner == "fertile":
+    PR_SET_CHILD_SUBREAPER = 36
+    ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+logs.configure("info", lambda: datetime.now(UTC).isoformat())
 try:
-    sys.exit(Supervisor(2, work, on_ready=ready, on_stop=lambda: print("stop", flush=True), patience_s=patience_s,
+    sys.exit(Supervisor(last, work, on_ready=ready, on_stop=lambda: print("stop", flush=True), patience_s=patience_s,
                         monotonic_s=time.monotonic).run())
 except SettingError as error:
     print(error)
@@ -62,8 +89,9 @@ except SettingError as error:
 
 
 @contextlib.contextmanager
-def two_workers(manner: str, folder: Path, patience_s: float = 30) -> Iterator[subprocess.Popen[str]]:
-    command = [sys.executable, "-c", _TWO, manner, str(folder / "all-ready"), str(patience_s)]
+def supervised(manner: str, folder: Path, patience_s: float = 30, workers: int = 2) -> Iterator[subprocess.Popen[str]]:
+    arguments = (manner, str(folder / "all-ready"), str(patience_s), str(workers))
+    command = [sys.executable, "-c", _SUPERVISED, *arguments]
     with subprocess.Popen(
         command, env=clean_environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:
@@ -74,15 +102,16 @@ def two_workers(manner: str, folder: Path, patience_s: float = 30) -> Iterator[s
 
 
 def test_a_worker_that_is_refused_at_the_start_ends_everything(tmp_path: Path) -> None:
-    with two_workers("refused", tmp_path) as parent:
+    with supervised("refused", tmp_path) as parent:
         output, log = parent.communicate(timeout=30)
         assert output.splitlines() == ["stop", "not with me"], log
         assert parent.returncode == 4
 
 
-def test_one_that_is_refused_while_others_serve_is_tried_again(tmp_path: Path) -> None:
-    """As when a newer Turnlog has migrated the store: what still serves goes on."""
-    with two_workers("later", tmp_path) as parent:
+@pytest.mark.parametrize(("manner", "workers"), [("later", 1), ("later", 2), ("finally", 2)])
+def test_one_that_is_refused_once_all_have_served_is_tried_again(tmp_path: Path, manner: str, workers: int) -> None:
+    """As when the disk is full; and for good, where another one still serves."""
+    with supervised(manner, tmp_path, workers=workers) as parent:
         assert parent.stderr is not None
         ended = (json.loads(line) for line in parent.stderr if '"worker_ended"' in line)
         seen = [(e.get("status"), e.get("error"), e["next_in_s"]) for e in itertools.islice(ended, 3)]
@@ -93,10 +122,39 @@ def test_one_that_is_refused_while_others_serve_is_tried_again(tmp_path: Path) -
         assert parent.returncode == 0
 
 
+def test_one_that_is_refused_for_good_ends_what_nobody_else_serves(tmp_path: Path) -> None:
+    """As when the file is damaged, or a newer Turnlog has migrated the store."""
+    with supervised("finally", tmp_path, workers=1) as parent:
+        output, log = parent.communicate(timeout=30)
+        assert output.splitlines() == ["ready", "stop", "not with me"], log
+        assert parent.returncode == 4
+
+
+def test_one_that_ends_again_and_again_by_itself_waits_longer_each_time(tmp_path: Path) -> None:
+    with supervised("short-lived", tmp_path) as parent:
+        assert parent.stderr is not None
+        events = (event for event in map(json.loads, parent.stderr) if event["worker"] == 2)
+        lives = list(itertools.islice(events, 7))  # ready and ended by turns
+    deaths, births = lives[1::2], lives[2::2]
+    assert [event["next_in_s"] for event in deaths] == [0.0, 0.5, 1.0]
+    for death, birth in zip(deaths, births, strict=True):
+        rest = datetime.fromisoformat(birth["time"]) - datetime.fromisoformat(death["time"])
+        assert rest.total_seconds() >= death["next_in_s"]
+
+
+def test_orphans_that_are_given_to_the_first_process_of_a_container_are_buried(tmp_path: Path) -> None:
+    """As the shells that somebody opened in there leave them."""
+    with supervised("fertile", tmp_path, workers=1) as parent:
+        assert parent.stdout is not None
+        assert {parent.stdout.readline() for _ in range(2)} == {"ready\n", "no child but the worker\n"}
+        parent.terminate()
+        assert parent.wait(30) == 0
+
+
 @pytest.mark.parametrize(("patience_s", "stops"), [(0.1, [signal.SIGTERM]), (60, [signal.SIGINT, signal.SIGINT])])
 def test_workers_that_do_not_stop_are_killed(tmp_path: Path, patience_s: float, stops: list[signal.Signals]) -> None:
     """After their time; at once where somebody presses Ctrl-C a second time."""
-    with two_workers("stubborn", tmp_path, patience_s) as parent:
+    with supervised("stubborn", tmp_path, patience_s) as parent:
         assert parent.stdout is not None
         for line, number in zip(("ready", "stop"), stops, strict=False):
             assert parent.stdout.readline() == f"{line}\n"

@@ -14,7 +14,6 @@ import threading
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -215,17 +214,13 @@ def test_a_worker_that_dies_is_replaced_and_nobody_is_refused(server: Server) ->
     assert server.stop() == 0
 
 
-def test_a_worker_that_dies_again_and_again_waits_longer_each_time(server: Server) -> None:
+def test_a_worker_that_is_killed_again_and_again_is_started_again_at_once(server: Server) -> None:
     for _ in range(3):
         pid = pids(server)[2]
         os.kill(pid, signal.SIGKILL)
         wait_for(lambda pid=pid: pids(server)[2] != pid)
     ended = [event for event in server.log if event["event"] == "worker_ended"]
-    again = [event for event in server.log if event["event"] == "worker_ready"][-3:]
-    assert [event["next_in_s"] for event in ended] == [0.0, 0.5, 1.0]
-    for death, birth in zip(ended, again, strict=True):
-        rest = datetime.fromisoformat(birth["time"]) - datetime.fromisoformat(death["time"])
-        assert rest.total_seconds() >= death["next_in_s"]
+    assert [(event["signal"], event["next_in_s"]) for event in ended] == [("SIGKILL", 0.0)] * 3
 
 
 def test_one_that_hangs_holds_nobody_up_and_is_seen_in_the_metrics(server: Server) -> None:
@@ -245,7 +240,7 @@ def test_one_that_hangs_holds_nobody_up_and_is_seen_in_the_metrics(server: Serve
 
 def test_a_kill_9_of_the_parent_ends_its_workers(server: Server) -> None:
     workers = pids(server)
-    server.kill()
+    server.kill_parent()
     for pid in workers.values():
         wait_for(lambda pid=pid: gone(pid))
     assert refuses_connections(server.port)
@@ -357,9 +352,9 @@ def test_every_scrape_shows_all_workers_and_adds_up(server: Server) -> None:
         assert set(scrape["turnlog_store_bytes{}"]) == {""}
 
 
-def test_one_worker_is_one_process_without_a_parent(start: Callable[..., Server]) -> None:
+def test_one_worker_goes_without_a_number(start: Callable[..., Server]) -> None:
     server = start("--workers", "1")
-    assert Path(f"/proc/{server.pid}/task/{server.pid}/children").read_text() == ""
+    assert len(server.worker_pids) == 1
     with server.client() as client:
         scrape = samples(client)
     assert {worker for by_worker in scrape.values() for worker in by_worker} == {""}

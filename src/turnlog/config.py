@@ -36,6 +36,8 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     port: Annotated[int, Meta(ge=0, le=65535)] = 8080
     store: str = f"sqlite:///{DEFAULT_STORE_FOLDER}/turnlog.db"
     workers: Count = 1
+    tls_cert: str = ""
+    tls_key: str = ""
     lenient: bool = True
     refuse_repeats: bool = False
     allow_private_webhooks: bool = False
@@ -57,6 +59,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     drain_timeout_s: Seconds = 8.0
     stream_comment_s: Seconds = 15.0
     idempotency_hours: Count = 24
+    integrity_interval_s: Seconds = 86_400.0
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_requests: Literal["all", "refused", "none"] = "refused"
 

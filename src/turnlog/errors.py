@@ -152,3 +152,7 @@ class OutcomeUnknownError(Error):
 
 class SettingError(Exception):
     """A setting, a store or a file cannot be used; the message is the one line that the operator reads."""
+
+
+class FinalError(SettingError):
+    """It cannot be used, and trying again does not help: somebody has to do something first."""

@@ -14,6 +14,7 @@ import structlog
 
 from turnlog import secret as secrets
 from turnlog.errors import ForbiddenError, OverloadedError, RateLimitedError, UnauthenticatedError
+from turnlog.guesses import Guesses
 from turnlog.model import ApiKey
 
 if TYPE_CHECKING:
@@ -93,6 +94,7 @@ class Keyring:
         self._held: dict[str, Held] = {}
         self._nobody: tuple[tuple[bytes, int | None], ...] = ((bytes(32), None),)
         self._version: int | None = None
+        self.guesses = Guesses(monotonic_s)
         self.on_change: Callable[[], None] = _nothing
         """Called when the keys are others than before."""
 

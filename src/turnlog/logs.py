@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
+import re
 import sys
 from typing import TYPE_CHECKING, cast
 
@@ -17,6 +19,10 @@ if TYPE_CHECKING:
     from structlog.typing import EventDict, Processor
 
 _MAX_VALUE_CHARS = 2000
+_MAX_TRACE_CHARS = 20_000
+_MAX_LINE_CHARS = 64 * 1024
+_UNPRINTABLE = re.compile("[\x7f-\x9f\xad\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb]")
+"""What JSON need not escape, and a terminal or a viewer takes for more than a character."""
 
 
 class _Unfailing:
@@ -69,10 +75,29 @@ def configure(
 def _bounded(_logger: object, _method: str, event: EventDict) -> EventDict:
     """Cut what is long; JSON escapes what could forge a line."""
     for key, value in event.items():
-        if isinstance(value, str) and len(value) > _MAX_VALUE_CHARS and key != "exception":
-            event[key] = value[:_MAX_VALUE_CHARS] + "…"
+        if isinstance(value, str):
+            event[key] = _cut(value, _MAX_TRACE_CHARS if key == "exception" else _MAX_VALUE_CHARS)
     return event
 
 
+def _cut(text: str, most: int) -> str:
+    """Of what is too long, the beginning and the end: a trace says at its end what it was."""
+    if len(text) > most:
+        text = f"{text[: most // 2]}…{text[-(most // 2) :]}"
+    return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode()
+
+
 def _render(_logger: object, _method: str, event: EventDict) -> str:
-    return msgspec.json.encode(event, enc_hook=repr).decode("utf-8", "backslashreplace")
+    try:
+        line = msgspec.json.encode(event, enc_hook=_other).decode()
+    except (UnicodeEncodeError, OverflowError):  # lone surrogates, huge numbers
+        line = json.dumps(event, default=_other)
+    if len(line) > _MAX_LINE_CHARS:
+        kept = {name: event.get(name) for name in ("time", "level", "event")}
+        line = json.dumps(kept | {"cut": _cut(line, _MAX_VALUE_CHARS)}, default=_other)
+    return _UNPRINTABLE.sub(lambda found: f"\\u{ord(found[0]):04x}", line)
+
+
+def _other(value: object) -> str:
+    """A value of a kind that JSON does not have."""
+    return _cut(repr(value), _MAX_VALUE_CHARS)

@@ -49,6 +49,8 @@ _LATENCY_S = (
     5.0,
     10.0,
 )
+_MOST_ATTEMPTED = 1000
+"""Of how many webhooks and outcomes attempts are counted one by one."""
 _BATCH_ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048)
 
 
@@ -124,8 +126,13 @@ class Metrics(Collector):
         self._commit_s.observe(seconds)
 
     def attempt(self, webhook: str, outcome: str) -> None:
-        """An attempt to deliver an event came to ``outcome``; or the event was given up."""
+        """An attempt to deliver an event came to ``outcome``; or the event was given up.
+
+        Webhooks come and go as callers like: those beyond the first few hundred are counted as one.
+        """
         counted = (webhook, outcome)
+        if counted not in self._attempts and len(self._attempts) >= _MOST_ATTEMPTED:
+            counted = ("others", outcome)
         self._attempts[counted] = self._attempts.get(counted, 0) + 1
 
     def gauges(self, name: str, help_text: str, label: str, read: Callable[[], Mapping[str, float]]) -> None:

@@ -135,6 +135,10 @@ class Service:
     def _created_at(self) -> int:
         return self._now_us() // 1000 * 1000  # as precise as the time in an id
 
+    def check_room(self, key: ApiKey) -> None:
+        """Raises OverloadedError where whatever this key records would be refused, so that it need not be read."""
+        self._writer.check_room(key.account)
+
     # Conversations.
 
     async def create_conversation(self, key: ApiKey, new: NewConversation) -> str:

@@ -1,13 +1,15 @@
-"""Several worker processes of one server: forked, watched, started again where one ends, stopped together.
+"""The worker processes of one server: forked, watched, started again where one ends, stopped together.
 
 It knows nothing of what they do. The parent has no thread and no event loop, so that a fork at any time copies a
-program that does nothing else; what the workers share (a socket, memory) is made before the first one.
+program that does nothing else; what outlives a worker (a socket, memory) is made before the first one.
 """
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
+import select
 import selectors
 import signal
 import sys
@@ -15,18 +17,21 @@ from typing import TYPE_CHECKING, NoReturn
 
 import structlog
 
-from turnlog.errors import SettingError
+from turnlog.errors import FinalError, SettingError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-STEADY_S = 10.0
-"""A worker that lived for so long ended by accident; one that did not may do so every time."""
+STEADY_S = 1.0
+"""A worker that ended by itself so soon may do so every time."""
 FIRST_PAUSE_S = 0.5
 LONGEST_PAUSE_S = 10.0
-"""How long a worker waits that ends soon after each start; the first time it does not wait."""
+"""How long it waits then; the first time not at all. One that served and was killed does not wait."""
 _STOPS = (signal.SIGINT, signal.SIGTERM)
+_PR_SET_PDEATHSIG = 1
 _READY = b"\n"
+_FINAL = os.EX_DATAERR
+"""The exit status of a worker that was refused for good."""
 _log = structlog.get_logger()
 
 
@@ -42,6 +47,13 @@ class Worker:
     def ready(self) -> None:
         """Tell the parent that this worker serves."""
         os.write(self._report, _READY)
+
+    def die_with_parent(self) -> None:
+        """From now on, ``kill -9`` of the parent kills this worker too. Elsewhere than on Linux, see ``lifeline``."""
+        if sys.platform == "linux":
+            ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+        if select.select([self.lifeline], [], [], 0)[0]:  # gone before it could be tied to
+            os.kill(os.getpid(), signal.SIGKILL)
 
 
 class _Place:
@@ -105,8 +117,8 @@ class Supervisor:
     def run(self) -> int:
         """Until SIGTERM or SIGINT; 0 where every worker stopped in good order, else 1.
 
-        A worker that is refused with a SettingError ends everything, and the error is raised here: unless all have
-        served before and another one still does, then it is tried again.
+        A worker that is refused with a SettingError before all have served ends everything, and the error is raised
+        here; later it is tried again, as one that ended, unless that is a FinalError and no other worker serves.
         """
         with self._ears():
             while not self._stopping or any(place.pid is not None for place in self._places):
@@ -125,7 +137,7 @@ class Supervisor:
         self._lifeline, self._life = os.pipe()
         for end in (self._signals, self._signalled):
             os.set_blocking(end, False)
-        before = {number: signal.signal(number, lambda *_: None) for number in _STOPS}
+        before = {number: signal.signal(number, lambda *_: None) for number in (*_STOPS, signal.SIGCHLD)}
         wakeup = signal.set_wakeup_fd(self._signalled, warn_on_full_buffer=False)
         try:
             yield
@@ -156,10 +168,11 @@ class Supervisor:
         for place in (key.data for key, _ in heard if key.data is not None):
             if said := os.read(place.report, 65_536):
                 place.said += said
-                if place.ready:
+                if place.ready and (len(self._places) > 1 or self._all_were_ready):  # else ``on_ready`` says it
                     _log.info("worker_ready", worker=place.number, pid=place.pid)
             else:  # nobody holds the other end any more
                 self._ended(place)
+        self._bury_strangers()
         if not self._all_were_ready and all(place.ready for place in self._places):
             self._all_were_ready = True
             self._on_ready()
@@ -173,6 +186,8 @@ class Supervisor:
 
     def _obey(self, numbers: bytes) -> None:
         for number in numbers:
+            if number not in _STOPS:
+                continue
             if not self._stopping:
                 self._stop()
             elif number == signal.SIGINT:  # a second Ctrl-C: somebody does not want to wait
@@ -193,6 +208,13 @@ class Supervisor:
                 self._send(signal.SIGKILL)
             self._kill_at = None  # what is left is to see them end
 
+    def _bury_strangers(self) -> None:
+        """The first process of a container is given the orphans of all others, and nobody else notes their ends."""
+        ours = {place.pid for place in self._places}
+        with contextlib.suppress(ChildProcessError):
+            while (ended := os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)) and ended.si_pid not in ours:
+                os.waitpid(ended.si_pid, 0)
+
     def _send(self, number: int) -> None:
         for place in self._places:
             if place.pid is not None:  # not waited for yet, so the number is still its own
@@ -209,12 +231,13 @@ class Supervisor:
                 self._clean = False
                 _log.error("worker_ended", worker=place.number, pid=pid, **_manner(status))
             return
-        if place.refusal and not (self._all_were_ready and any(other.ready for other in self._places)):
+        final = status == _FINAL and not any(other.ready for other in self._places)
+        if place.refusal and (final or not self._all_were_ready):
             self._refusal = place.refusal
             self._stop()
             return
         now_s = self._now_s()
-        pause_s = place.rest(now_s - place.started_at)
+        pause_s = 0.0 if was_ready and status < 0 else place.rest(now_s - place.started_at)
         place.due_at = now_s + pause_s
         why = {"error": place.refusal} if place.refusal else _manner(status)
         _log.error("worker_ended", worker=place.number, pid=pid, **why, next_in_s=pause_s)
@@ -247,6 +270,7 @@ class Supervisor:
         try:
             signal.set_wakeup_fd(-1)
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all of us; the parent passes it on as SIGTERM
             for end in (self._signals, self._signalled, self._life, *self._others(place), place.report):
                 os.close(end)
@@ -254,6 +278,7 @@ class Supervisor:
             status = self._work(Worker(place.number, self._lifeline, report))
         except SettingError as refusal:
             os.write(report, str(refusal).encode("utf-8", "backslashreplace"))
+            status = _FINAL if isinstance(refusal, FinalError) else 1
         except BaseException:  # noqa: BLE001 - whatever it was, this process must not go on as the parent
             _log.exception("worker_failed")
         finally:

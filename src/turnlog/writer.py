@@ -8,6 +8,7 @@ and nothing of HTTP or SQL.
 from __future__ import annotations
 
 import asyncio
+import math
 from collections import deque
 from typing import TYPE_CHECKING
 
@@ -15,7 +16,13 @@ import msgspec
 import structlog
 
 from turnlog.errors import Error, InternalError, OutcomeUnknownError, OverloadedError
-from turnlog.store.protocol import StoreFailedError, StoreUnavailableError, StoreUncertainError, Write
+from turnlog.store.protocol import (
+    ForgetIdempotency,
+    StoreFailedError,
+    StoreUnavailableError,
+    StoreUncertainError,
+    Write,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable
@@ -28,6 +35,7 @@ MAX_TRANSACTION_ROWS = 2000
 MAX_TRANSACTION_CHARS = 8 * 1024 * 1024
 """What one transaction takes in: keeps the wait of those behind it in the tens of milliseconds."""
 _WATCH_INTERVAL_S = 0.1
+_NEARLY = 0.9
 
 
 class _Waiting(msgspec.Struct):
@@ -50,12 +58,22 @@ class _Lane:
         self.chars = 0
         self.task: asyncio.Task[None] | None = None
 
+    def is_late(self, now_s: float, patience_s: float) -> bool:
+        """Whether what is queued fills a transaction beside the one under way, and waits longer than it should.
+
+        Less than that goes into the next transaction together, however long a sync takes.
+        """
+        fills_one = self.rows >= MAX_TRANSACTION_ROWS or self.chars >= MAX_TRANSACTION_CHARS
+        return fills_one and now_s - self.queue[0].submitted_at > patience_s
+
 
 class Writer:
     """The queue in front of a store's ``append``.
 
-    ``max_rows`` and ``max_chars`` of text bound what is queued; ``deadline_s`` what a caller waits. ``on_batch`` hears
-    of each batch (rows, seconds), ``on_failure`` once that the store must not be used any more.
+    ``max_rows`` and ``max_chars`` of text bound what is queued; ``deadline_s`` what a caller waits. Where a lane's
+    oldest has waited for ``patience_s`` and not all of it fits into the next transaction, no more are let in: who came
+    then would wait as long, and be late. ``on_batch`` hears of each batch (rows, seconds), ``on_failure`` once that the
+    store must not be used any more.
     """
 
     def __init__(
@@ -65,6 +83,7 @@ class Writer:
         max_rows: int,
         max_chars: int,
         deadline_s: float,
+        patience_s: float = math.inf,
         monotonic_s: Callable[[], float],
         on_batch: Callable[[int, float], None],
         on_failure: Callable[[BaseException], None],
@@ -73,12 +92,15 @@ class Writer:
         self._max_rows = max_rows
         self._max_chars = max_chars
         self._deadline_s = deadline_s
+        self._patience_s = patience_s
         # Not the event loop's time, which stands still within a turn: a process that was stopped there would not know.
         self._now_s = monotonic_s
         self._on_batch = on_batch
         self._on_failure = on_failure
         self._loop = asyncio.get_running_loop()
         self._lanes: dict[Hashable, _Lane] = {}
+        self._last_lane: dict[str, _Lane] = {}
+        """By account, the lane of its last write."""
         self._free = asyncio.Semaphore(store.parallel)
         lanes_beside = 1 if store.parallel == 1 else 2
         self._max_lane_rows = max_rows // lanes_beside
@@ -101,20 +123,24 @@ class Writer:
         """
         if self._failed:
             raise OverloadedError("the store has failed and the server is restarting", retry_after_s=RETRY_AFTER_S)
-        rows, chars = write.rows, write.chars
+        rows, chars, now_s = write.rows, write.chars, self._now_s()
         place = self._store.lane(write)
         lane = self._lanes.get(place)
         full = self.queued_rows + rows > self._max_rows or self._queued_chars + chars > self._max_chars
         if lane is not None:
             # One lane that is held up must leave room for the others.
             full |= lane.rows + rows > self._max_lane_rows or lane.chars + chars > self._max_lane_chars
+            if lane.is_late(now_s, self._patience_s):
+                raise _too_much_waits()
         if full and self.queued_rows:  # alone in the queue, a write of any size is let in
             raise OverloadedError("the server is overloaded: the write queue is full", retry_after_s=RETRY_AFTER_S)
         answer: asyncio.Future[object] = self._loop.create_future()
         if lane is None:
             lane = self._lanes[place] = _Lane()
             lane.task = self._loop.create_task(self._run(place, lane))
-        lane.queue.append(_Waiting(write, answer, self._now_s(), rows, chars))
+        if not isinstance(write, ForgetIdempotency):
+            self._last_lane[write.account] = lane
+        lane.queue.append(_Waiting(write, answer, now_s, rows, chars))
         lane.rows += rows
         lane.chars += chars
         self.queued_rows += rows
@@ -122,6 +148,21 @@ class Writer:
         if self._watch is None:
             self._watch = self._loop.call_later(_WATCH_INTERVAL_S, self._expire)
         return answer
+
+    def check_room(self, account: str) -> None:
+        """Raises OverloadedError where ``submit`` would, for this account, as far as that is known without the write.
+
+        It costs next to nothing: most of a refusal's work is spared where it is called before the body is read. A
+        queue that is full but for a tenth counts as full, so that hardly anything is read in vain.
+        """
+        lane = self._last_lane.get(account)
+        if lane is None:
+            return
+        rows, chars = _NEARLY * self._max_rows, _NEARLY * self._max_chars
+        lane_rows, lane_chars = _NEARLY * self._max_lane_rows, _NEARLY * self._max_lane_chars
+        full = self.queued_rows > rows or self._queued_chars > chars or lane.rows > lane_rows or lane.chars > lane_chars
+        if full or lane.is_late(self._now_s(), self._patience_s):
+            raise _too_much_waits()
 
     async def drain(self) -> None:
         """Wait until everything queued has its outcome."""
@@ -235,6 +276,10 @@ class Writer:
                         OverloadedError("the write waited too long and was dropped", retry_after_s=RETRY_AFTER_S)
                     )
         self._watch = self._loop.call_later(_WATCH_INTERVAL_S, self._expire)
+
+
+def _too_much_waits() -> OverloadedError:
+    return OverloadedError("the server is overloaded: too much waits already", retry_after_s=RETRY_AFTER_S)
 
 
 def _unknown() -> OutcomeUnknownError:

@@ -3,31 +3,52 @@
 from __future__ import annotations
 
 import sys
+from importlib import import_module
 
 import click
 
 from turnlog import __version__, logs
-from turnlog.cli.config import config
-from turnlog.cli.copying import copy
-from turnlog.cli.importing import import_
-from turnlog.cli.keys import keys
-from turnlog.cli.migrate import migrate
-from turnlog.cli.serve import serve
-from turnlog.cli.tail import tail
-from turnlog.cli.webhooks import webhooks
 from turnlog.errors import SettingError
 from turnlog.store.protocol import StoreFailedError, StoreUnavailableError, StoreUncertainError
 
+_COMMANDS = {
+    "backup": "backup",
+    "check": "backup",
+    "config": "config",
+    "copy": "copying",
+    "import": "importing",
+    "keys": "keys",
+    "migrate": "migrate",
+    "restore": "backup",
+    "serve": "serve",
+    "tail": "tail",
+    "webhooks": "webhooks",
+}
+"""The module of each command, where it has its own name, or ``import_``."""
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+
+class _Commands(click.Group):
+    """Loads a command when it is asked for: none waits for what another needs, which is most of the time it takes."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        del ctx
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        del ctx
+        if cmd_name not in _COMMANDS:
+            return None
+        module = import_module(f"turnlog.cli.{_COMMANDS[cmd_name]}")
+        command = getattr(module, cmd_name, None) or getattr(module, f"{cmd_name}_")
+        assert isinstance(command, click.Command)  # noqa: S101 - the table says so
+        return command
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(__version__, prog_name="turnlog", message="%(prog)s %(version)s")
 def turnlog() -> None:
     """A durable, self-hosted server of ASAPP's Conversations API."""
     logs.configure("critical", str)  # a command's outcome is its answer; `serve` turns the log on
-
-
-for command in (serve, keys, webhooks, import_, copy, tail, migrate, config):
-    turnlog.add_command(command)
 
 
 def main() -> None:

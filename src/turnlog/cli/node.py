@@ -39,6 +39,8 @@ if TYPE_CHECKING:
 
 US_PER_HOUR = 3600 * instants.US_PER_S
 _WATCH_INTERVAL_S = 0.25
+_QUEUE_PATIENCE_S = 0.1
+"""How long what is queued may wait while more is let in: with the transactions before and behind, half a second."""
 _DELIVERY_S = 0.0003
 """What a request to a webhook's receiver takes of the event loop's time."""
 
@@ -58,6 +60,7 @@ class Node:
             max_rows=config.max_queued_messages,
             max_chars=config.max_queued_characters,
             deadline_s=config.write_deadline_s,
+            patience_s=_QUEUE_PATIENCE_S,
             monotonic_s=time.monotonic,
             on_batch=self._recorded,
             on_failure=fail,
@@ -76,6 +79,9 @@ class Node:
         self.app = self._make_app()
         self._background: list[asyncio.Task[None]] = []
         metrics.gauge("turnlog_queue_rows", "Messages waiting for a transaction.", lambda: self._writer.queued_rows)
+        metrics.gauge(
+            "turnlog_integrity_rounds", "How often every page of the file has been checked.", lambda: store.scrubbed
+        )
         metrics.gauge("turnlog_open_streams", "Open streams of the change feed.", lambda: len(self._streams))
 
     def _make_deliveries(self) -> Deliveries:
@@ -119,7 +125,8 @@ class Node:
 
     def start(self) -> None:
         """Begin what goes on beside requests."""
-        ttl_us = self._config.idempotency_hours * US_PER_HOUR
+        config = self._config
+        ttl_us = config.idempotency_hours * US_PER_HOUR
         works: tuple[Coroutine[None, None, None], ...] = (
             self._keyring.follow(self._store, asyncio.sleep),
             self._service.forget_idempotency(ttl_us, asyncio.sleep),
@@ -127,6 +134,7 @@ class Node:
             self._store.follow(self._feed.moved),
             self._deliveries.run(),
             self._streams.watch(asyncio.sleep),
+            self._store.scrub(config.integrity_interval_s, asyncio.sleep),
         )
         self._background = [asyncio.create_task(work) for work in works]
 

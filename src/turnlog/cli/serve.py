@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import gc
+import os
 import socket
 import sys
 import time
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 import structlog
@@ -18,6 +20,7 @@ from turnlog.cli.keys import DEFAULT_ACCOUNT, new_key, now_us
 from turnlog.cli.node import US_PER_HOUR, Node
 from turnlog.cli.settings import file_option, settings, store_option, store_to_make
 from turnlog.errors import SettingError
+from turnlog.http.certificate import certificate
 from turnlog.http.intake import Shares
 from turnlog.http.server import BACKLOG, Share, make_server
 from turnlog.metrics import Metrics
@@ -30,6 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Coroutine
 
     from turnlog.config import Config
+    from turnlog.http.certificate import Certificate
     from turnlog.http.server import Server
     from turnlog.store.protocol import Store
     from turnlog.supervisor import Worker
@@ -38,6 +42,11 @@ _GRACE_S = 5.0
 """How much longer than ``drain_timeout_s`` the stop of a worker may take."""
 _OTHERS_S = 0.5
 """How long a scrape of the metrics waits for the other workers."""
+_FAILED_S = 0.7
+"""How long a worker whose store has failed may take to answer who waits, and to end."""
+_PORT_TRIES = 50
+_PORT_PAUSE_S = 0.02
+"""A server that was killed holds its port until the kernel has taken it all back."""
 _log = structlog.get_logger()
 
 
@@ -47,6 +56,8 @@ _log = structlog.get_logger()
 @click.option("--host", help="The address to listen on.  [default: 127.0.0.1]")
 @click.option("--port", type=int, help="The port to listen on; 0 takes a free one.  [default: 8080]")
 @click.option("--workers", type=int, help="Processes side by side; over 1 only on PostgreSQL.  [default: 1]")
+@click.option("--tls-cert", metavar="FILE", help="Speak TLS: the certificate, its chain behind it, as PEM.")
+@click.option("--tls-key", metavar="FILE", help="The certificate's private key, as PEM.")
 @click.option(
     "--allow-private-webhooks",
     is_flag=True,
@@ -60,13 +71,23 @@ def serve(
     host: str | None,
     port: int | None,
     workers: int | None,
+    tls_cert: str | None,
+    tls_key: str | None,
     *,
     allow_private_webhooks: bool | None,
     first_key: bool,
 ) -> None:
     """Serve the Conversations API until SIGINT or SIGTERM."""
-    private = allow_private_webhooks
-    effective = settings(file, store=store, host=host, port=port, workers=workers, allow_private_webhooks=private)
+    effective = settings(
+        file,
+        store=store,
+        host=host,
+        port=port,
+        workers=workers,
+        tls_cert=tls_cert,
+        tls_key=tls_key,
+        allow_private_webhooks=allow_private_webhooks,
+    )
     config = effective.config
     logs.configure(config.log_level, lambda: instants.render(now_us()))
     if config.workers > 1 and not is_shared(config.store):
@@ -74,12 +95,10 @@ def serve(
             f"{config.workers} workers cannot record in {shown(config.store)}, which one process keeps to itself: "
             "expected a PostgreSQL store, or 1 worker"
         )
+    secure = certificate(config.tls_cert, config.tls_key)
     store_to_make(effective)
-    with _listen(config) as listener:
-        if config.workers == 1:
-            status = _run(_serve(config, listener, first_key=first_key))
-        else:
-            status = _serve_together(config, listener, first_key=first_key)
+    with _bind(config) as listener:
+        status = _supervise(config, listener, secure, first_key=first_key)
     _log.info("stopped", clean=not status)
     if status:
         sys.exit(status)
@@ -90,8 +109,8 @@ def _run(main: Coroutine[None, None, int]) -> int:
         return runner.run(main)
 
 
-def _listen(config: Config) -> socket.socket:
-    """The listening socket, bound before anything else: a port that is taken is known before the store is touched."""
+def _bind(config: Config) -> socket.socket:
+    """The socket to listen on, bound before all else: a port that is taken is known before the store is touched."""
     problem = f"cannot listen on {config.host} port {config.port}"
     try:
         found = socket.getaddrinfo(config.host, config.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
@@ -101,19 +120,32 @@ def _listen(config: Config) -> socket.socket:
     listener = socket.socket(family, kind, protocol)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(address)
+        _take_port(listener, address)
     except OSError as error:
         listener.close()
         raise SettingError(f"{problem}: {error.strerror or error}") from error
     return listener
 
 
+def _take_port(listener: socket.socket, address: Any) -> None:
+    for left in reversed(range(_PORT_TRIES)):
+        try:
+            listener.bind(address)
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE or not left:
+                raise
+            time.sleep(_PORT_PAUSE_S)
+        else:
+            return
+
+
 class _Member(NamedTuple):
-    """What one of several workers has of itself and the others."""
+    """What a worker has of itself and the others."""
 
     worker: Worker
     shares: Shares
     peers: Peers
+    alone: bool
 
     @property
     def share(self) -> Share:
@@ -123,19 +155,23 @@ class _Member(NamedTuple):
         return await self.peers.ask(_OTHERS_S)
 
 
-def _serve_together(config: Config, listener: socket.socket, *, first_key: bool) -> int:
+def _supervise(config: Config, listener: socket.socket, secure: Certificate | None, *, first_key: bool) -> int:
     """Run the workers until told to stop; 0 where all of them stopped in good order."""
     # Not uvloop's loop, which may leave threads behind: none may live when the workers are forked.
     banner = asyncio.run(_prepare(config, first_key=first_key))
     listener.settimeout(0)
     listener.listen(BACKLOG)  # here, so that nobody is refused while a worker is started again
     shares = Shares(config.workers)
+    alone = config.workers == 1
 
     def work(worker: Worker) -> int:
-        logs.configure(config.log_level, lambda: instants.render(now_us()), worker=worker.number)
-        member = _Member(worker, shares, Peers(doors, worker.number))
-        return _run(_serve(config, listener, member))
+        if alone:  # it is the server, to whoever reads its log or kills its parent
+            worker.die_with_parent()
+        else:
+            logs.configure(config.log_level, lambda: instants.render(now_us()), worker=worker.number)
+        return _run(_serve(config, listener, _Member(worker, shares, Peers(doors, worker.number), alone), secure))
 
+    gc.freeze()  # what is there now stays memory that parent and workers share
     with Doors(config.workers) as doors:
         return Supervisor(
             config.workers,
@@ -162,28 +198,24 @@ async def _open(config: Config) -> Store:
     )
 
 
-async def _serve(
-    config: Config, listener: socket.socket, member: _Member | None = None, *, first_key: bool = False
-) -> int:
-    """Run until told to stop, alone or as one of several; 0 after a clean stop, 1 where the store failed."""
+async def _serve(config: Config, listener: socket.socket, member: _Member, secure: Certificate | None) -> int:
+    """A worker's life, until told to stop; 0 after a clean stop, 1 where the store failed."""
     store = await _open(config)
     failures: list[BaseException] = []
-    metrics = Metrics() if member is None else Metrics(member.worker.number, member.ask)
+    metrics = Metrics() if member.alone else Metrics(member.worker.number, member.ask)
 
     def fail(failure: BaseException) -> None:  # not before the first batch, and by then there is a server
         if not failures:
             server.stop()
             _log.error("store_failed", error=str(failure))
+            # Nothing that hangs, a disk least of all, keeps the next worker from being started.
+            asyncio.get_running_loop().call_later(_FAILED_S, os._exit, 1)
         failures.append(failure)
 
     node = Node(config, store, metrics, fail)
-    banner = "" if member is not None else await _first_session(store, first_key=first_key)
     await node.load_keys()
-    if member is None:
-        server = make_server(node.app, config, node.ids.new, metrics, lambda: _announce(config, listener, banner))
-    else:
-        server = make_server(node.app, config, node.ids.new, metrics, member.worker.ready, member.share)
-        _join(member, server, metrics)
+    server = make_server(node.app, config, node.ids.new, metrics, member.worker.ready, member.share, secure)
+    _join(member, server, metrics)
     metrics.gauge("turnlog_open_connections", "Open connections.", lambda: server.open_connections)
     node.start()
     _tune_collector()
@@ -200,7 +232,7 @@ async def _stop_delivering(server: Server, node: Node) -> None:
 
 
 def _join(member: _Member, server: Server, metrics: Metrics) -> None:
-    """Be one of several: answer the others, and stop when the parent is gone."""
+    """Answer the other workers, and stop when the parent is gone."""
     loop = asyncio.get_running_loop()
 
     def orphaned() -> None:
@@ -223,7 +255,8 @@ def _tune_collector() -> None:
 
 def _announce(config: Config, listener: socket.socket, banner: str) -> None:
     host, port = listener.getsockname()[:2]
-    base = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+    scheme = "https" if config.tls_cert else "http"
+    base = f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}"
     _log.info("listening", address=base, store=shown(config.store), version=__version__)
     if banner:
         click.echo(banner.replace("{base}", base))

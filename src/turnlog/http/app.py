@@ -19,7 +19,11 @@ from turnlog.errors import (
     NotFoundError,
     OutcomeUnknownError,
     OverloadedError,
+    RateLimitedError,
+    UnauthenticatedError,
 )
+from turnlog.feed import wake
+from turnlog.guesses import LATE_S
 from turnlog.http.requests import Budget, ClientGoneError
 from turnlog.http.responses import Response, error_response
 from turnlog.http.routing import Router
@@ -36,6 +40,11 @@ if TYPE_CHECKING:
     from turnlog.metrics import Metrics
 
 _log = structlog.get_logger()
+_RECORDING = frozenset({"conversations:write", "messages:write"})
+"""The permissions of what is queued."""
+_MAX_LOGGED_PER_S = 20
+_OF_LOAD = frozenset({429, 503})
+"""The refusals of which there may be as many as callers can send: a line for each would cost more than the refusal."""
 
 
 class App:
@@ -61,6 +70,9 @@ class App:
         self._budget = Budget(config.max_gathered_bytes)
         self._log_all = config.log_requests == "all"
         self._log_refused = config.log_requests != "none"
+        guesses = keyring.guesses
+        metrics.gauge("turnlog_late_refusals", "Refusals of credentials that are held back.", lambda: guesses.late)
+        self._second = self._logged = self._unlogged = 0
 
     async def answer(self, request: Request) -> Response | None:
         """The answer to ``request``; none where nobody waits for one. What goes wrong is an answer too."""
@@ -70,6 +82,8 @@ class App:
         try:
             begun = self._begin(request)
             response = begun if isinstance(begun, Response) else await begun
+        except UnauthenticatedError as error:
+            response = error_response(await self._refuse(request, error), request.id)
         except Error as error:
             if isinstance(error, InternalError):
                 _log.error("internal_error", request_id=request.id, operation=request.operation, exc_info=error)
@@ -92,8 +106,23 @@ class App:
         status = response.status
         seconds = perf_counter() - request.arrived_at
         self._metrics.request(request.operation, status, seconds)
-        if self._log_all or (status >= 400 and self._log_refused):
+        if request.quiet:
+            return
+        if self._log_all or (status >= 400 and self._log_refused and (status not in _OF_LOAD or self._may_log())):
             self._log(request, status, seconds)
+
+    def _may_log(self) -> bool:
+        """Whether there is room for a refusal's line in this second; those left out are told in the next that logs."""
+        second = int(perf_counter())
+        if second != self._second:
+            if self._unlogged:
+                _log.info("requests_not_logged", statuses=sorted(_OF_LOAD), count=self._unlogged)
+            self._second, self._logged, self._unlogged = second, 0, 0
+        if self._logged >= _MAX_LOGGED_PER_S:
+            self._unlogged += 1
+            return False
+        self._logged += 1
+        return True
 
     def _begin(self, request: Request) -> Response | Awaitable[Response]:
         """Everything up to the body: what the contract has checked before, in its order."""
@@ -122,7 +151,31 @@ class App:
         if credentials is None:
             raise unauthenticated()
         request.held = held = self._keyring.authenticate(*credentials)
-        self._keyring.admit(held, None if operation is None else operation.permission)
+        permission = None if operation is None else operation.permission
+        self._keyring.admit(held, permission)
+        if permission in _RECORDING:
+            self._context.service.check_room(held.key)
+
+    async def _refuse(self, request: Request, error: UnauthenticatedError) -> Error:
+        """The refusal of credentials, when it is time for it; one of too many is told so at once."""
+        guesses, source, key_id = self._keyring.guesses, request.source(), request.fields.get(b"asapp-api-id")
+        if not guesses.are_many(source, None if key_id is None else key_id.decode("latin-1")):
+            return error
+        request.quiet = True
+        time_is_up = asyncio.get_running_loop().create_future()
+        timer = asyncio.get_running_loop().call_later(LATE_S, wake, time_is_up)
+        request.on_end = lambda: wake(time_is_up)
+        try:
+            with guesses.holding_back(source):
+                if not request.ends:
+                    await time_is_up
+        except RateLimitedError as too_many:
+            request.keep_alive = False
+            return too_many
+        finally:
+            timer.cancel()
+            request.on_end = None
+        return error
 
     @staticmethod
     def _log(request: Request, status: int, seconds: float) -> None:

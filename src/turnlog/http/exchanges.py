@@ -130,14 +130,15 @@ class Exchanges(Connection):
             self._answered(request)
 
     def _write(self, request: Request, response: Response) -> None:
-        date, with_body = self._traffic.date, request.method != b"HEAD"
+        standing, with_body = self._traffic.standing, request.method != b"HEAD"
         self.transport.write(
-            whole_answer(response, request.id, date, close=not request.keep_alive, with_body=with_body)
+            whole_answer(response, request.id, standing, close=not request.keep_alive, with_body=with_body)
         )
 
     async def _stream(self, request: Request, response: Response, parts: AsyncIterator[bytes]) -> None:
         chunked = request.version == "1.1"
-        head = stream_head(response, request.id, self._traffic.date, close=not request.keep_alive, chunked=chunked)
+        standing, close = self._traffic.standing, not request.keep_alive
+        head = stream_head(response, request.id, standing, close=close, chunked=chunked)
         if request.method == b"HEAD":
             self.transport.write(head)
             return
@@ -174,7 +175,7 @@ class Exchanges(Connection):
             return
         request_id = self._traffic.new_id()
         response = error_response(error, request_id)
-        self.transport.write(whole_answer(response, request_id, self._traffic.date, close=True))
+        self.transport.write(whole_answer(response, request_id, self._traffic.standing, close=True))
         self.close_gently()
         self._traffic.metrics.request(UNPARSED, response.status, 0.0)
         if self.limits.log_requests != "none":

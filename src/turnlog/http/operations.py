@@ -57,14 +57,18 @@ class Operation(msgspec.Struct, frozen=True):
         return config.max_batch_body_bytes if self.batch else config.max_body_bytes
 
 
-async def _read(read: Callable[[bytes], T], request: Request) -> T:
-    """Read the body; a large one on a thread, because a body made for it takes a second to look through."""
+async def _read(context: Context, read: Callable[[bytes], T], request: Request) -> T:
+    """Read the body; a large one on a thread, because a body made for it takes a second to look through.
+
+    All of them are to be recorded: what came to be too much while this one arrived is refused before the work begins.
+    """
     raw = await request.body()
+    context.service.check_room(request.key)
     return read(raw) if len(raw) <= LARGE_BODY_BYTES else await asyncio.to_thread(read, raw)
 
 
 async def _create_conversation(context: Context, request: Request) -> Response:
-    new = await _read(context.bodies.conversation, request)
+    new = await _read(context, context.bodies.conversation, request)
     conversation_id = await context.service.create_conversation(request.key, new)
     return Response(encode({"id": conversation_id}))
 
@@ -81,14 +85,14 @@ async def _read_conversation(context: Context, request: Request) -> Response:
 
 async def _create_message(context: Context, request: Request) -> Response:
     key = request.idempotency_key()
-    message = await _read(context.bodies.message, request)
+    message = await _read(context, context.bodies.message, request)
     message_id = await context.service.create_message(request.key, request.path["conversationId"], message, key)
     return Response(b'{"id":"%s"}' % message_id.encode())
 
 
 async def _create_messages(context: Context, request: Request) -> Response:
     key = request.idempotency_key()
-    messages = await _read(context.bodies.batch, request)
+    messages = await _read(context, context.bodies.batch, request)
     ids = await context.service.create_messages(request.key, request.path["conversationId"], messages, key)
     return Response(encode({"ids": ids}))
 
@@ -143,7 +147,7 @@ async def _read_message(context: Context, request: Request) -> Response:
 
 
 async def _authenticate(context: Context, request: Request) -> Response:
-    fact = await _read(context.bodies.authentication, request)
+    fact = await _read(context, context.bodies.authentication, request)
     await context.service.authenticate(request.key, request.path["conversationId"], fact)
     return Response(status=204)
 

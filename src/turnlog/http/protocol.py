@@ -46,7 +46,8 @@ class Protocol(Exchanges):
         self._headers: list[Header] = []
         self._in_head = True
         self._new_head = False
-        self._head_bytes = 0
+        self._head_bytes = self._before_head_bytes = 0
+        self._piece_bytes = 0
         self._body_complete = True
         self._unread_bytes = 0
         self._wire_bytes = 0
@@ -63,12 +64,16 @@ class Protocol(Exchanges):
         connections = self._traffic.connections
         connections.add(self)
         if len(connections) > self.limits.max_connections:
-            self._refuse(OverloadedError("too many connections", retry_after_s=1))
+            self.refuse(OverloadedError("too many connections", retry_after_s=1))
             return
         if self._traffic.stopping:
             self.shutdown()
         else:
             self.expect_more(self.limits.header_timeout_s)
+
+    def _peer(self) -> str:
+        """The address of who is connected."""
+        return str((self.transport.get_extra_info("peername") or ("",))[0])
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Forget the connection; whoever answers it hears of it."""
@@ -94,16 +99,18 @@ class Protocol(Exchanges):
                 self.transport.abort()
                 return
         self.arriving(len(data))
+        self._piece_bytes = len(data)
         self._new_head = False
         if self._begun_in_turn <= MAX_BEGUN_IN_A_TURN:  # else the next turn is the next, whatever comes before it
             self._begun_in_turn = 0
         self._feed(data)
         if self._in_head:
             # The parser reports a head when it is whole: one that never ends is counted here.
+            came_bytes = self._head_bytes - self._before_head_bytes
             if len(self._url) > self.limits.max_target_bytes:
-                self._refuse(target_too_long(self.limits))
-            elif self._head_bytes > self.limits.max_target_bytes + self.limits.max_header_bytes:
-                self._refuse(headers_too_large(self.limits))
+                self.refuse(target_too_long(self.limits))
+            elif came_bytes > self.limits.max_target_bytes + self.limits.max_header_bytes:
+                self.refuse(headers_too_large(self.limits))
             elif self._head_bytes and not self._refused:
                 self.expect_more(self.limits.header_timeout_s)
         elif not self._body_complete:
@@ -118,7 +125,7 @@ class Protocol(Exchanges):
         self._headers = []
         self._wire_bytes += count
         if self._wire_bytes - self._body_bytes > MAX_FRAMING_BYTES:
-            self._refuse(MalformedParameterError(f"over {MAX_FRAMING_BYTES} bytes of chunk sizes and trailers"))
+            self.refuse(MalformedParameterError(f"over {MAX_FRAMING_BYTES} bytes of chunk sizes and trailers"))
 
     def _feed(self, data: bytes) -> None:
         if self._unparsed_body_bytes:
@@ -127,12 +134,12 @@ class Protocol(Exchanges):
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserInvalidMethodError:
-            self._refuse(no_such_method(self._first_line))
+            self.refuse(no_such_method(self._first_line))
         except httptools.HttpParserUpgrade as upgrade:
             # The parser stops at the head of a request that offers an upgrade; declined, its body is still a body.
             self._take_unparsed_body(data[upgrade.args[0] :])
         except httptools.HttpParserError:
-            self._refuse(self._refusal or malformed())
+            self.refuse(self._refusal or malformed())
 
     def _take_unparsed_body(self, data: bytes) -> None:
         body = data[: self._unparsed_body_bytes]
@@ -165,7 +172,7 @@ class Protocol(Exchanges):
             self.transport.close()
         else:
             what = "head" if self._in_head else "body"
-            self._refuse(RequestTimeoutError(f"the request's {what} did not arrive in time"))
+            self.refuse(RequestTimeoutError(f"the request's {what} did not arrive in time"))
 
     def shutdown(self) -> None:
         """The server stops: what is due is still answered."""
@@ -183,7 +190,8 @@ class Protocol(Exchanges):
         self._url = b""
         self._headers = []
         self._in_head = True
-        self._head_bytes = max(1, self._head_bytes)
+        if not self._head_bytes:  # it begins within a piece, behind the end of another: at most all of that is its own
+            self._head_bytes = self._before_head_bytes = self._piece_bytes
 
     def on_url(self, url: bytes) -> None:
         """A part of the target came."""
@@ -204,6 +212,7 @@ class Protocol(Exchanges):
             keep_alive=parser.should_keep_alive(),
             on_body_wanted=self._on_body_wanted,
         )
+        request.source = self._peer
         try:
             check_head(request, len(self._url), self._head_bytes, self.limits)
         except Error as error:
@@ -212,7 +221,7 @@ class Protocol(Exchanges):
             self._decline_upgrade(request)
         self._in_head = False
         self._new_head = True
-        self._head_bytes = 0
+        self._head_bytes = self._before_head_bytes = 0
         self._first_line = b""
         self._unread_bytes = self._wire_bytes = self._body_bytes = 0
         self._body_complete = False
@@ -261,7 +270,7 @@ class Protocol(Exchanges):
 
     # Refusals below the application.
 
-    def _refuse(self, error: Error) -> None:
+    def refuse(self, error: Error) -> None:
         """Answer with ``error`` behind the answers that are still due, then close."""
         if self._refused:
             return

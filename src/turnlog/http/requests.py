@@ -81,7 +81,9 @@ class Request:
         "operation",
         "path",
         "query_string",
+        "quiet",
         "raw_path",
+        "source",
         "stopping",
         "version",
     )
@@ -114,6 +116,10 @@ class Request:
         self.on_end: Callable[[], None] | None = None
         """Called, for an answer that waits for something to happen, when it should end."""
         self.answering = self.begun = self.answered = False
+        self.source: Callable[[], str]
+        """The address of its connection's peer."""
+        self.quiet = False
+        """Whether it is left out of the log: one of very many alike."""
         self.operation = NO_OPERATION
         self.held: Held | None = None
         self.max_body_bytes = 0

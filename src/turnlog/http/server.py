@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from turnlog.http.intake import Intake, Shares
 from turnlog.http.protocol import Protocol
+from turnlog.http.responses import standing_headers
+from turnlog.http.tls import Tls
 from turnlog.http.traffic import Traffic
 
 if TYPE_CHECKING:
@@ -18,12 +20,14 @@ if TYPE_CHECKING:
 
     from turnlog.config import Config
     from turnlog.http.app import App
+    from turnlog.http.certificate import Certificate
     from turnlog.metrics import Metrics
 
 
 BACKLOG = 4096
 """How many connections the kernel keeps until they are taken."""
-_DATE_INTERVAL_S = 1.0
+_CLOCK_INTERVAL_S = 1.0
+"""How often the date is made anew, and a renewed certificate looked for."""
 _LOOK_INTERVAL_S = 0.02
 """How often a stopping server looks whether everything is answered."""
 _LAST_ANSWERS_S = 1.0
@@ -31,29 +35,31 @@ _LAST_ANSWERS_S = 1.0
 
 
 class Share(NamedTuple):
-    """For one of several workers: where they count the connections that they take from one socket, and its number."""
+    """Where the workers of one server count the connections that they take from its socket, and this one's number."""
 
     shares: Shares
     mine: int
 
 
 class Server:
-    """Answers what comes on a listening socket until it is told to stop.
-
-    SIGINT and SIGTERM tell it; a second SIGINT ends its patience. One of several workers, a server with a ``share``,
-    leaves SIGINT to its parent.
-    """
+    """Answers what comes on a listening socket until it is told to stop, by SIGTERM or by ``stop``."""
 
     def __init__(
-        self, app: App, traffic: Traffic, limits: Config, on_started: Callable[[], None], share: Share | None
+        self,
+        app: App,
+        traffic: Traffic,
+        limits: Config,
+        on_started: Callable[[], None],
+        share: Share,
+        certificate: Certificate | None,
     ) -> None:
         self._app = app
         self._traffic = traffic
         self._limits = limits
         self._on_started = on_started
         self._share = share
+        self._certificate = certificate
         self._stop = asyncio.Event()
-        self._hurry = False
 
     @property
     def open_connections(self) -> int:
@@ -68,50 +74,47 @@ class Server:
         """Return once it has been told to stop."""
         await self._stop.wait()
 
-    def _interrupt(self) -> None:
-        """Ctrl-C; where somebody presses it again, they do not want to wait."""
-        self._hurry = self._stop.is_set()
-        self.stop()
-
     async def serve(self, listener: socket.socket) -> None:
-        """Listen until told to stop; return when everything is answered, ``drain_timeout_s`` later at the latest."""
+        """Take what comes on ``listener``, which listens and does not block, until told to stop.
+
+        Returns when everything is answered, ``drain_timeout_s`` later at the latest.
+        """
         loop = asyncio.get_running_loop()
-        self._traffic.date = formatdate(usegmt=True).encode()
-        date = loop.create_task(self._keep_date())
+        self._look()
+        looking = loop.create_task(self._keep_looking())
         with self._signals(loop):
-            listener.settimeout(0)
-            listener.listen(BACKLOG)
-            share = self._share or Share(Shares(1), 1)
-            intake = Intake(listener, lambda: self._connection(loop), lambda: self.open_connections, *share)
+            intake = Intake(listener, lambda: self._connection(loop), lambda: self.open_connections, *self._share)
             self._on_started()
             await self._stop.wait()
             await intake.close()
             await self._drain(loop)
-        date.cancel()
+        looking.cancel()
 
-    def _connection(self, loop: asyncio.AbstractEventLoop) -> Protocol:
-        return Protocol(self._app, self._traffic, loop)
+    def _connection(self, loop: asyncio.AbstractEventLoop) -> asyncio.Protocol:
+        connection = Protocol(self._app, self._traffic, loop)
+        if self._certificate is None:
+            return connection
+        return Tls(self._certificate.context, connection, log=self._limits.log_requests != "none")
 
-    async def _keep_date(self) -> None:
+    async def _keep_looking(self) -> None:
         while True:
-            await asyncio.sleep(_DATE_INTERVAL_S)
-            self._traffic.date = formatdate(usegmt=True).encode()
+            await asyncio.sleep(_CLOCK_INTERVAL_S)
+            self._look()
+
+    def _look(self) -> None:
+        """What time it is, and whether the certificate was renewed."""
+        self._traffic.standing = standing_headers(formatdate(usegmt=True), secure=self._certificate is not None)
+        if self._certificate is not None:
+            self._certificate.renew()
 
     @contextlib.contextmanager
     def _signals(self, loop: asyncio.AbstractEventLoop) -> Iterator[None]:
-        """Hear the signals. A SIGTERM that comes once more, however late, must not turn a clean end into a death."""
-        handlers = {signal.SIGTERM: self.stop}
-        if self._share is None:
-            handlers[signal.SIGINT] = self._interrupt
-        before = {
-            number: signal.signal(number, lambda *_, handler=handler: loop.call_soon_threadsafe(handler))
-            for number, handler in handlers.items()
-        }
+        """Hear SIGTERM. One that comes once more, however late, must not turn a clean end into a death."""
+        signal.signal(signal.SIGTERM, lambda *_: loop.call_soon_threadsafe(self.stop))
         try:
             yield
         finally:
-            for number, handler in (before | {signal.SIGTERM: signal.SIG_IGN}).items():
-                signal.signal(number, handler)
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
     async def _drain(self, loop: asyncio.AbstractEventLoop) -> None:
         traffic = self._traffic
@@ -128,7 +131,7 @@ class Server:
 
     async def _wait(self, until: float) -> None:
         loop = asyncio.get_running_loop()
-        while not self._traffic.is_over and loop.time() < until and not self._hurry:  # noqa: ASYNC110 - once, at the end
+        while not self._traffic.is_over and loop.time() < until:  # noqa: ASYNC110 - once, at the end
             await asyncio.sleep(_LOOK_INTERVAL_S)
 
 
@@ -138,7 +141,8 @@ def make_server(
     new_id: Callable[[], str],
     metrics: Metrics,
     on_started: Callable[[], None],
-    share: Share | None = None,
+    share: Share,
+    certificate: Certificate | None = None,
 ) -> Server:
-    """A server for ``app``, not yet listening."""
-    return Server(app, Traffic(config, new_id, metrics), config, on_started, share)
+    """A server for ``app``, not yet taking anything; with a ``certificate`` it speaks TLS and nothing else."""
+    return Server(app, Traffic(config, new_id, metrics), config, on_started, share, certificate)

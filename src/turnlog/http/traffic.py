@@ -24,8 +24,8 @@ class Traffic:
         self.under_way: set[Steps] = set()
         self.stopping = False
         """Whether nobody is to stay."""
-        self.date = b""
-        """The value of the ``date`` header."""
+        self.standing = b""
+        """The header lines that every answer has at the time: ``date``, and over TLS ``strict-transport-security``."""
 
     @property
     def is_over(self) -> bool:

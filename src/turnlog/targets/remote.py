@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import ssl
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -48,9 +49,11 @@ def redirected(url: str, headers: Mapping[str, str]) -> SettingError:
 
 
 def reason(error: BaseException) -> str:
-    """The system's own words, where it had any."""
+    """The system's own words, where it had any; what to do about a certificate."""
     cause: BaseException | None = error
     while cause is not None:
+        if isinstance(cause, ssl.SSLCertVerificationError):
+            return f"its certificate is not trusted ({cause.verify_message}); SSL_CERT_FILE names authorities to trust"
         if isinstance(cause, OSError) and cause.strerror:
             return cause.strerror
         if isinstance(cause, TimeoutError):
