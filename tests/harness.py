@@ -45,6 +45,11 @@ def complain(lack: str) -> NoReturn:
     pytest.skip(lack)
 
 
+def forgo(lack: str) -> NoReturn:
+    """What a machine does not permit, whatever is installed on it, is a visible skip everywhere."""
+    pytest.skip(lack)
+
+
 def need(program: str) -> str:
     """The program's path."""
     path = shutil.which(program)

@@ -13,7 +13,7 @@ import pytest
 from tests.faults.disk import Disk, need_mounts
 from tests.faults.disks import FULL, QUOTA, READ_ONLY, refusing, slow
 from tests.faults.tracing import Rule
-from tests.harness import TURNLOG, clean_environment, complain, need, run_cli
+from tests.harness import TURNLOG, clean_environment, forgo, need, run_cli
 from tests.older import old_store
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ def _mounted_read_only(folder: Path) -> Iterator[None]:
     mount = need("mount")
     for options in (["--bind", str(folder), str(folder)], ["-o", "remount,bind,ro", str(folder)]):
         if subprocess.run([mount, *options], check=False, capture_output=True, timeout=30).returncode:
-            complain("mounting is not permitted")
+            forgo("mounting is not permitted")
     try:
         yield
     finally:

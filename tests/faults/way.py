@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
-from tests.harness import complain, need
+from tests.harness import forgo, need
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -55,15 +55,15 @@ class Namespace:
         for program in ("ip", "tc", "nft"):
             need(program)
         if os.geteuid() != 0:
-            complain("making a network namespace needs root")
+            forgo("making a network namespace needs root")
         number = os.getpid() % 200 + 20
         self.name = f"turnlog-{os.getpid()}-{next(_numbers)}"
         self._outside, self._inside = f"tl{os.getpid() % 100000}o", f"tl{os.getpid() % 100000}i"
         self.host, self._there = f"10.213.{number}.1", f"10.213.{number}.2"
 
     def __enter__(self) -> Self:
-        _run("ip", "netns", "add", self.name)
         try:
+            _run("ip", "netns", "add", self.name)
             _run("ip", "link", "add", self._outside, "type", "veth", "peer", "name", self._inside, "netns", self.name)
             _run("ip", "address", "add", f"{self.host}/30", "dev", self._outside)
             _run("ip", "link", "set", self._outside, "up")
@@ -71,7 +71,7 @@ class Namespace:
             self._there_run("ip", "link", "set", self._inside, "up")
         except subprocess.CalledProcessError as error:
             self.__exit__()
-            complain(f"a network namespace cannot be made here: {error.stderr}")
+            forgo(f"a network namespace cannot be made here: {error.stderr}")
         return self
 
     def __exit__(self, *_: object) -> None:
