@@ -30,6 +30,7 @@ class Stream:
         self.retry_ms: int | None = None
         self.comments = 0
         self.whole = False
+        self._pending = b""
         self._connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=timeout_s)
         if server.trust is not None:
             self._connection = http.client.HTTPSConnection(
@@ -55,8 +56,8 @@ class Stream:
         data: list[str] = []
         place = self.last_id
         try:
-            for raw in self.answer:
-                line = raw.decode().rstrip("\n")
+            for raw in self._lines():
+                line = raw.decode()
                 field, _, value = line.partition(":")
                 value = value.removeprefix(" ")
                 if not line:
@@ -77,6 +78,17 @@ class Stream:
             self.whole = True
         except (OSError, http.client.HTTPException):
             pass
+
+    def _lines(self) -> Iterator[bytes]:
+        """Whole lines. By read1(): readline() takes a connection lost between two chunks for the end."""
+        while True:
+            while b"\n" not in self._pending:
+                piece = self.answer.read1(65_536)
+                if not piece:
+                    return
+                self._pending += piece
+            line, _, self._pending = self._pending.partition(b"\n")
+            yield line
 
     def take(self, count: int) -> list[Event]:
         """The next ``count`` events; fewer where the stream ends."""

@@ -239,6 +239,18 @@ def test_a_refused_upload_gets_to_read_its_answer_and_the_connection_goes_on(ser
     assert json.loads(got[0][2])["error"]["code"] == "413-01"
 
 
+def test_a_refused_upload_that_is_the_last_gets_to_read_its_answer(server: Server, key: Key) -> None:
+    """H12, O08: it sends all of it before it reads; a reset meanwhile would eat the answer."""
+    with server.client(key) as client:
+        path = f"{V1}/conversations/{create_conversation(client, 'last upload')}/messages"
+    with server.connection() as connection:
+        connection.sendall(posting(server, key, path, b"Connection: close", length=5_000_000))
+        for _ in range(50):
+            connection.sendall(b"x" * 100_000)
+        got = answers(read(connection))
+    assert [status for status, _, _ in got] == [413]
+
+
 def test_a_refused_upload_in_chunks_gets_to_read_its_answer(server: Server, key: Key) -> None:
     with server.client(key) as client:
         path = f"{V1}/conversations/{create_conversation(client, 'chunks')}/messages"

@@ -7,6 +7,9 @@ a connection has been idle is looked at now and then by one timer, not by one fo
 from __future__ import annotations
 
 import asyncio
+import fcntl
+import sys
+import termios
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -31,7 +34,7 @@ class Connection(asyncio.Protocol):
         self._arrival_bytes = 0
         self._arrival_timeout_s = 0.0
         self._slow_reader: asyncio.TimerHandle | None = None
-        self._unsent_bytes = 0
+        self._untaken_bytes = 0
         self._linger: asyncio.TimerHandle | None = None
 
     def is_idle(self) -> bool:
@@ -113,15 +116,23 @@ class Connection(asyncio.Protocol):
             self._watch_reader()
 
     def _watch_reader(self) -> None:
-        self._unsent_bytes = self.transport.get_write_buffer_size()
+        self._untaken_bytes = self._untaken()
         self._slow_reader = self.loop.call_later(self.limits.write_timeout_s, self._check_reader)
 
     def _check_reader(self) -> None:
         """A peer that takes something, however slowly, is waited for; one that takes nothing is not."""
-        if self.transport.get_write_buffer_size() >= self._unsent_bytes:
+        if self._untaken() >= self._untaken_bytes:
             self.transport.abort()
         else:
             self._watch_reader()
+
+    def _untaken(self) -> int:
+        """Bytes that have not reached the peer: ours and the kernel's, which takes more in large pieces only."""
+        socket = self.transport.get_extra_info("socket")
+        if socket is None or socket.fileno() < 0:
+            return self.transport.get_write_buffer_size()
+        queued = fcntl.ioctl(socket.fileno(), termios.TIOCOUTQ, bytes(4))
+        return self.transport.get_write_buffer_size() + int.from_bytes(queued, sys.byteorder)
 
     def resume_writing(self) -> None:
         """The peer goes on reading."""

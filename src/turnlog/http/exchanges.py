@@ -163,11 +163,20 @@ class Exchanges(Connection):
         if self._refusal is not None and not self._due:
             self._send_refusal()
         elif not request.keep_alive or (self._traffic.stopping and not self._due):
-            self.close()
+            self._close_behind(request)
         elif not self._due:
             self.idle()
         self._pace()
         self._go_on()
+
+    def _close_behind(self, request: Request) -> None:
+        """The last answer has left, perhaps while its request's body still arrives: what comes of that is dropped."""
+        if request.complete or self.write_paused:
+            self.close()
+        else:
+            self._refused = True
+            self.arrived()
+            self.close_gently()
 
     def _send_refusal(self) -> None:
         error, self._refusal = self._refusal, None
