@@ -16,6 +16,7 @@ import httpx
 import pytest
 
 from tests.harness import ULID, V1, Server
+from turnlog.model import PERMISSIONS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -47,7 +48,11 @@ TIMES = (
     "yesterday",
     "0001-01-01T00:00:00+01:00",
 )
-_TIME = re.compile(r'"createdTimestamp":"[^"]*"')
+FEED, WEBHOOKS = "/turnlog/v1/changes", "/turnlog/v1/webhooks"
+_TIME = re.compile(r'"(createdTimestamp|updatedTimestamp|time)":"[^"]*"')
+_CURSOR = re.compile(r'(?<="id":")[\w-]{22}(?=")|(?<="nextCursor":")[\w-]{22}(?=")')
+_DELIVERED = frozenset({"cursor", "pendingConversations", "lastError", "nextAttemptTimestamp", "secret", "secrets"})
+"""Of a webhook: how far it has come by now, and what only its owner may know."""
 
 
 class _Side:
@@ -66,14 +71,26 @@ class _Side:
 
     def _named(self, answer: httpx.Response) -> str:
         """The body, with each thing that the server named by itself under its number."""
-        text = _TIME.sub('"createdTimestamp":"T"', answer.text)
+        text = answer.text
+        if answer.url.path.startswith(WEBHOOKS) and answer.status_code < 300 and text:
+            text = json.dumps(_without(_DELIVERED, answer.json()), separators=(",", ":"))
+        text = _TIME.sub(r'"\1":"T"', text)
         if answer.status_code >= 400:
             text = text.replace(answer.headers["x-request-id"], "R")
-        for found in ULID.findall(text):
+        cursors = _CURSOR.findall(text) if answer.url.path == FEED else []
+        for found in (*ULID.findall(text), *cursors):
             if found not in self.ids:
                 self.ids.append(found)
             text = text.replace(found, f"<{self.ids.index(found)}>")
         return text
+
+
+def _without(names: frozenset[str], value: Any) -> Any:
+    if isinstance(value, list):
+        return [_without(names, one) for one in value]
+    if isinstance(value, dict):
+        return {name: _without(names, one) for name, one in value.items() if name not in names}
+    return value
 
 
 class _Requests:
@@ -81,6 +98,8 @@ class _Requests:
 
     def __init__(self) -> None:
         self._chance = random.Random(SEED)  # noqa: S311 - a repeatable run, not a secret
+        self.webhooks: list[str] = []
+        """By the names that they were given."""
         self._kinds = (
             (self._put, 10),
             (self._post, 35),
@@ -90,6 +109,8 @@ class _Requests:
             (self._find, 6),
             (self._authenticate, 5),
             (self._odd, 4),
+            (self._feed, 5),
+            (self._webhook, 10),
         )
 
     def next(self, named: int) -> dict[str, Any]:
@@ -169,6 +190,50 @@ class _Requests:
         }
         return {"method": "POST", "path": f"{V1}/conversations/{self._conversation()}/authenticate", "body": body}
 
+    def _feed(self, named: int) -> dict[str, Any]:
+        place = self._chance.choice(("now", "beginning", "nonsense", f"<{self._chance.randrange(named or 1)}>"))
+        only = self._chance.choice(
+            (
+                "",
+                "&types=message.created",
+                "&types=nothing",
+                f"&conversationId=C{self._number()}",
+                "&externalId=external-1",
+            )
+        )
+        limit = self._chance.choice((1, 100, 100, 1000, 0, 1001))
+        if self._chance.random() < 0.5:
+            return {"path": f"{FEED}?limit={limit}{only}&after={place}" if named else FEED}
+        return {"path": f"{FEED}?limit=500{only}", "follow": True}
+
+    def _webhook(self, _: int) -> dict[str, Any]:
+        one = f"{WEBHOOKS}/{self._chance.choice(self.webhooks or ['NOTHING'])}"
+        body: dict[str, Any] = {
+            "url": self._chance.choice(
+                ("https://hooks.invalid/a", "http://hooks.invalid/", "https://127.0.0.1/", "no")
+            ),
+            "description": self._chance.choice(TEXTS),
+            "types": self._chance.choice((None, ["message.created"], ["nothing"], [])),
+        }
+        part = {name: body[name] for name in self._chance.sample(sorted(body), 1)}
+        return self._chance.choice(
+            (
+                {
+                    "method": "POST",
+                    "path": WEBHOOKS,
+                    "body": body | {"after": self._chance.choice(("now", "nonsense"))},
+                },
+                {"method": "POST", "path": WEBHOOKS, "body": {"url": "https://hooks.invalid/b"}},
+                {"method": "PATCH", "path": one, "body": part},
+                {"method": "PATCH", "path": one, "body": {"enabled": self._chance.choice((True, False, "yes"))}},
+                {"method": "DELETE", "path": one},
+                {"method": "POST", "path": f"{one}/replay", "body": {"failed": True}},
+                {"path": one},
+                {"path": f"{one}/failed"},
+                {"path": WEBHOOKS},
+            )
+        )
+
     def _odd(self, _: int) -> dict[str, Any]:
         path = f"{V1}/conversations/{self._conversation()}/messages"
         return self._chance.choice(
@@ -194,9 +259,10 @@ def sides(postgresql: Home, tmp_path: Path) -> Iterator[tuple[_Side, _Side]]:
     ):
         made = []
         for server in (one, other):
+            may = [part for permission in PERMISSIONS for part in ("--permission", permission)]
             keys = [
-                server.create_key("a", "--account", "a"),
-                server.create_key("b", "--account", "b", "--refuse-repeats"),
+                server.create_key("a", "--account", "a", *may),
+                server.create_key("b", "--account", "b", "--refuse-repeats", *may),
             ]
             for key in keys:
                 with server.client(key):
@@ -228,14 +294,18 @@ def test_every_store_gives_the_same_answers(sides: tuple[_Side, _Side]) -> None:
             assert {n: v for n, v in headers.items() if n not in _CHOSEN} == {
                 n: v for n, v in other[2].items() if n not in _CHOSEN
             }, where
+            if (request["method"], request["path"], status) == ("POST", WEBHOOKS, 200):
+                requests.webhooks.append(json.loads(body)["id"])
             statuses[status] = statuses.get(status, 0) + 1
             if status >= 400 and body:
                 codes.add(json.loads(body)["error"]["code"])
             cursor = json.loads(body).get("nextCursor") if follow and status == 200 else None
-            if cursor is None:
+            if cursor is None or request["path"].endswith(f"={cursor}"):  # the end of the feed
                 break
             request = request | {"path": re.sub("(&after=.*)?$", f"&after={cursor}", request["path"], count=1)}
     print(f"\n{sent} requests, {len(sides[0].ids)} things named, {statuses}, {sorted(codes)}")  # noqa: T201
     wanted = {"400-01", "400-02", "400-03", "404-01", "405-01", "409-01", "415-01", "422-01", "422-02"}
     assert codes >= wanted, f"invalid run: these were not provoked: {wanted - codes}"
+    assert len(requests.webhooks) > 20, "invalid run: hardly any webhooks"
+    assert sum(len(name) == len("AAAAAAAAAAAAAAAAAAAAAA") for name in sides[0].ids) > 100, "invalid run: no feed"
     assert statuses[200] > REQUESTS / 4, f"invalid run: hardly anything succeeded: {statuses}"

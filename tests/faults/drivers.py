@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tests.faults.backlog import dead_receiver
 from tests.faults.backups import drill
 from tests.faults.calls import every_call
 from tests.faults.clocks import clock_steps
@@ -28,6 +29,7 @@ from tests.faults.site import Site, new_site
 from tests.faults.soak import soak
 from tests.faults.stalls import stall
 from tests.faults.subscribers import many_subscribers
+from tests.simulation.many import play_many
 from tests.stores import KINDS
 
 if TYPE_CHECKING:
@@ -135,6 +137,8 @@ DRIVERS: dict[str, Driver] = {
     "reading": _on_sites(lambda site, _: read_everything(site)),
     "following": _on_sites(lambda site, short: follow_through_kills(site, 1 if short else 30)),
     "delivering": _on_sites(lambda site, short: deliver_through_kills(site, 1 if short else 20)),
+    "backlog": _on_sites(lambda site, short: dead_receiver(site, backlog=3_000 if short else 100_000)),
+    "simulation": Driver(lambda _, short: [play_many(0, 500 if short else 100_000).entry()], SQLITE),
     "generated": _on_sites(lambda site, short: generated(site, 500 if short else 50_000)),
     "seeded": Driver(lambda store, _: [seeded([store])]),
 }

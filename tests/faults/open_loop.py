@@ -79,6 +79,8 @@ class Asked(msgspec.Struct, array_like=True):
 class Seen(msgspec.Struct):
     """Every request, in the order in which they were due; refusals of attempts that were retried, by their waiting."""
 
+    began_at: float
+    """By ``time.monotonic``, which all processes of a machine share."""
     asked: list[Asked]
     refusals_s: list[float]
     broken: int
@@ -115,7 +117,7 @@ class _Generator:
         self.refusals_s: list[float] = []
         self.broken = 0
         self.late_s = 0.0
-        self._start = time.monotonic()
+        self.began_at = time.monotonic()
 
     def run(self) -> None:
         """All phases, and what is under way then."""
@@ -154,7 +156,7 @@ class _Generator:
             self._turn(left_s)
 
     def _now(self) -> float:
-        return time.monotonic() - self._start
+        return time.monotonic() - self.began_at
 
     def _ask(self, phase: int, due: float) -> None:
         request = Asked(self._plan.first + len(self.asked), phase, due)
@@ -295,7 +297,14 @@ def main() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     generator = _Generator(plan)
     generator.run()
-    seen = Seen(generator.asked, generator.refusals_s, generator.broken, generator.late_s, time.process_time())
+    seen = Seen(
+        generator.began_at,
+        generator.asked,
+        generator.refusals_s,
+        generator.broken,
+        generator.late_s,
+        time.process_time(),
+    )
     sys.stdout.buffer.write(msgspec.json.encode(seen))
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.faults import crowds
+from tests.faults.backlog import dead_receiver
 from tests.faults.site import Site
 from tests.faults.subscribers import many_subscribers
 
@@ -60,3 +61,9 @@ def test_idle_connections_take_little_memory_and_too_many_are_told_so(site: Site
 def test_subscribers_take_nothing_from_those_who_record_and_a_slow_one_is_cut(site: Site) -> None:
     """E02."""
     _passed(many_subscribers(site, subscribers=50, seconds=1, windows=1, most=NOISY))
+
+
+@pytest.mark.sqlite_only("its minute is spent once; the long form is for both")
+def test_a_dead_receiver_and_its_backlog_keep_nobody_else_waiting(site: Site) -> None:
+    """W03."""
+    _passed(dead_receiver(site, backlog=2000, windows=1, seconds=2, most=NOISY))

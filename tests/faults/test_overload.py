@@ -35,5 +35,5 @@ def test_at_ten_times_its_capacity_a_server_does_half_of_its_work_at_least(start
 @pytest.mark.sqlite_only("who retries is the same whatever the store; the long form is for both")
 def test_callers_that_retry_are_told_the_truth(start: Callable[..., Server]) -> None:
     """O02: whatever becomes of them, each is stored once or not at all."""
-    entry = recovery(start(), "batches", seconds=1.5, rest=2)
+    entry = recovery(start(), "batches", multiples=(5,), seconds=1.5, rest=2)
     _kept(entry)
