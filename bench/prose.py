@@ -19,8 +19,8 @@ A message's own fields are {field_bytes:.0f} bytes on average: the values of `me
 `sender.externalId`, `createdTimestamp` and `clientTimestamp` as the read operation gives them, in UTF-8, and nothing
 else. Bytes on disk are those of the whole store after the run by the number of its messages: all tables and indexes,
 conversations and keys included, PostgreSQL's write-ahead log not. No request had an `Idempotency-Key`, which would be
-stored too. Memory is that of all processes of a server, what they share counted once; in runs from before 2026-11-23 it is
-counted in each of them.
+stored too. Memory is that of all processes of a server, what they share counted once; in runs from before 2026-11-23 it
+is counted in each of them.
 """
 
 MEANING = """\

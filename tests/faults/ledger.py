@@ -5,6 +5,7 @@ The last recorded run of each measure is kept in docs/ledger.json, and shown in 
 
 from __future__ import annotations
 
+import fcntl
 import json
 import subprocess
 from dataclasses import asdict, dataclass, field
@@ -53,18 +54,31 @@ def kept() -> Kept:
 
 def record(entries: Iterable[Entry]) -> None:
     """Keep the runs, each in the place of the last one of its measure and store, and write the page anew."""
-    described = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], cwd=REPOSITORY, capture_output=True, text=True, check=True
-    )
-    about = {"commit": described.stdout.strip(), "date": datetime.now(UTC).date().isoformat()}
-    rows = {(one["measure"], one["store"]): one for one in kept()}
-    for entry in entries:
-        rows[entry.measure, entry.store] = asdict(entry) | about
-    ordered = [rows[key] for key in sorted(rows)]
-    KEPT.write_text(json.dumps(ordered, indent=1, ensure_ascii=False) + "\n", "utf-8")
-    page = PAGE.read_text("utf-8")
-    before, after = page.partition(BEGIN)[0], page.partition(END)[2]
-    PAGE.write_text(f"{before}{BEGIN}\n{table(ordered)}{END}{after}", "utf-8")
+    about = {"commit": _commit(), "date": datetime.now(UTC).date().isoformat()}
+    with PAGE.open("r+", encoding="utf-8") as page:
+        fcntl.flock(page, fcntl.LOCK_EX)  # another driver may run beside this one
+        rows = {(one["measure"], one["store"]): one for one in kept()}
+        for entry in entries:
+            rows[entry.measure, entry.store] = asdict(entry) | about
+        ordered = [rows[key] for key in sorted(rows)]
+        KEPT.write_text(json.dumps(ordered, indent=1, ensure_ascii=False) + "\n", "utf-8")
+        text = page.read()
+        before, after = text.partition(BEGIN)[0], text.partition(END)[2]
+        page.seek(0)
+        page.truncate()
+        page.write(f"{before}{BEGIN}\n{table(ordered)}{END}{after}")
+
+
+def _commit() -> str:
+    """That of the program and the tests that ran; other changes, as to the ledger, do not count."""
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(
+            ["git", *arguments], cwd=REPOSITORY, capture_output=True, text=True, check=True
+        ).stdout.strip()
+
+    changed = git("status", "--porcelain", "--untracked-files=no", "--", "src", "tests", "requirements")
+    return git("rev-parse", "--short", "HEAD") + ("-dirty" if changed else "")
 
 
 def table(rows: Iterable[Mapping[str, Any]]) -> str:
