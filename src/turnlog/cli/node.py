@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from turnlog import instants
 from turnlog.cli.keys import now_us
+from turnlog.cli.sender import LateSender
 from turnlog.deliveries.claims import Deliveries
 from turnlog.deliveries.means import Means
 from turnlog.feed import Feed
@@ -24,7 +25,6 @@ from turnlog.http.table import TABLE
 from turnlog.ids import Ulids
 from turnlog.keyring import Keyring
 from turnlog.pace import Pace
-from turnlog.sending import HttpSender
 from turnlog.service import Service
 from turnlog.store.protocol import StoreUnavailableError
 from turnlog.webhooks import Webhooks
@@ -71,7 +71,7 @@ class Node:
         self._keyring.on_change = self._feed.wake_all
         self._streams = Streams(self._feed, self._pace, self._keyring, config.max_streams, config.stream_comment_s)
         private = config.allow_private_webhooks
-        self._sender = HttpSender(now_us, allow_private=private)
+        self._sender = LateSender(now_us, allow_private=private)
         self._webhooks = Webhooks(
             store, self._feed, self._sender, self.ids, now_us, secrets.randbits, allow_private=private
         )

@@ -16,13 +16,13 @@ from msgspec import UNSET, UnsetType
 
 from turnlog import instants
 from turnlog.cli.keys import DEFAULT_ACCOUNT, DEFAULT_GRACE, now_us, span_us
+from turnlog.cli.sender import LateSender
 from turnlog.cli.settings import file_option, json_option, settings, store_option
 from turnlog.errors import Error, SettingError
 from turnlog.feed import BEGINNING, NOW, Feed
 from turnlog.http.representations import attempt_view, failed_view, webhook_view
 from turnlog.ids import Ulids
 from turnlog.model import EVENT_TYPES, EventType
-from turnlog.sending import HttpSender
 from turnlog.store.connect import open_keys
 from turnlog.store.protocol import StoreFailedError, StoreUnavailableError, StoreUncertainError
 from turnlog.webhooks import MAX_OLD_SECRET_S, NewWebhook, Replay, WebhookChange, Webhooks
@@ -63,7 +63,7 @@ class _Home(NamedTuple):
         config = settings(self.file, store=self.store).config
         private = config.allow_private_webhooks
         async with open_keys(config.store) as kept:
-            sender = HttpSender(now_us, allow_private=private)
+            sender = LateSender(now_us, allow_private=private)
             ids = Ulids(now_us, secrets.randbits)
             try:
                 yield Webhooks(kept, Feed(kept), sender, ids, now_us, secrets.randbits, allow_private=private)
