@@ -57,6 +57,15 @@ def test_an_idle_connection_is_closed_without_a_word(hurried: tuple[Server, Key]
     assert [status for status, _, _ in exchange(server, GOOD)] == [200]
 
 
+def test_what_is_refused_already_does_not_go_on_arriving_for_ever(hurried: tuple[Server, Key]) -> None:
+    """O06: a body without credentials has its answer at once, and one deadline to end, however fast it comes."""
+    server, _ = hurried
+    with server.connection() as connection:
+        connection.sendall(b"POST /v1/health HTTP/1.1\r\nHost: localhost\r\nContent-Length: 999999\r\n\r\n")
+        said = _drip(connection, b"x" * 600)
+    assert [status for status, _, _ in answers(said)] == [401]
+
+
 @pytest.mark.parametrize("start", [b"GET /livez HTTP/1.1\r\nHost: localhost\r\nX: ", b"GET /", GOOD + b"GET /"])
 def test_a_head_that_drips_is_cut_at_its_deadline(hurried: tuple[Server, Key], start: bytes) -> None:
     server, _ = hurried

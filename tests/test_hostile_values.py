@@ -11,7 +11,7 @@ from urllib.parse import quote
 
 import pytest
 
-from tests.harness import V1, Server, conversation, create_conversation, make_key, message
+from tests.harness import V1, Server, conversation, create_conversation, error_of, make_key, message
 from tests.test_errors import changed
 from turnlog.model import PERMISSIONS
 
@@ -255,3 +255,30 @@ def test_each_leap_second_that_there_was_is_the_microsecond_before_it_and_no_oth
         for day in (f"{year}-06-30", f"{year}-12-31"):
             if day not in LEAP_SECONDS:
                 assert client.post(path, json=message(timestamp=f"{day}T23:59:60Z")).status_code == 400, day
+
+
+@pytest.mark.parametrize(
+    ("one", "count"),
+    [(b"0", 1), (b'""', 1), (b'"a,[\\"{"', 1), (b"[]", 2), (b'{"":0}', 2), (b"[[[]]]", 4)],
+    ids=lambda one: one.decode() if isinstance(one, bytes) else "",
+)
+def test_more_values_than_a_body_may_have_are_400_01(client: httpx.Client, one: bytes, count: int) -> None:
+    """J01, O08: each would be an object of the server's. As many as there may be are accepted, and ignored."""
+    path = f"{V1}/conversations/{create_conversation(client, f'values {next(_numbers)}')}/messages/batch"
+    headers = {"content-type": "application/json"}
+    for values, code in ((90_000, None), (130_000, "400-01")):
+        unknown = b",".join([one] * (values // count))
+        body = json.dumps({"messages": [message("x")]}).encode()[:-1] + b',"unknown":[' + unknown + b"]}"
+        answer = client.post(path, content=body, headers=headers)
+        if code is None:
+            assert answer.status_code == 200, answer.text
+        else:
+            assert "over 100,000 values" in error_of(answer, code)
+
+
+def test_a_text_may_be_full_of_what_json_is_made_of(client: httpx.Client) -> None:
+    """S03: only what stands outside of strings is counted."""
+    path = f"{V1}/conversations/{create_conversation(client, f'values {next(_numbers)}')}/messages/batch"
+    text = '[{,"\\' * 1000
+    answer = client.post(path, json={"messages": [message(text) | {"unknown": 1}] * 100})
+    assert answer.status_code == 200, answer.text

@@ -289,14 +289,14 @@ def test_nothing_sent_after_a_stop_is_stored_and_what_was_under_way_is_whole(sta
 
 @pytest.mark.parametrize("parts", [0, 1, 20])
 def test_a_connection_is_closed_that_goes_silent_behind_an_early_refusal(hurried: Place, parts: int) -> None:
-    """A body has its deadline, answered or not. Once it is whole, however late, the connection is as idle as any."""
+    """A body has its deadline, answered or not. Once it is whole, the connection is as idle as any."""
     head = posting(hurried.server, Key(hurried.key.id, "wrong"), hurried.path, length=20 * 250)
     with hurried.server.connection() as connection, connection.makefile("rb") as stream:
         connection.sendall(head)
         assert _answer(stream)[0] == 401
         for _ in range(parts):
             connection.sendall(b"a" * 250)
-            _wait(DEADLINE_S / 10)
+            _wait(DEADLINE_S / 40)
         assert stream.read() == b""
 
 

@@ -329,7 +329,7 @@ def test_a_worker_that_runs_out_of_memory_loses_nothing(start: Callable[..., Ser
             return answer.status_code, []
 
         limited = server.worker_pid
-        most = _address_space(limited) + 20 * 2**20
+        most = _address_space(limited) + 6 * 2**20
         resource.prlimit(limited, resource.RLIMIT_AS, (most, most))
         with ThreadPoolExecutor(20) as pool:
             first = list(pool.map(send, range(len(bodies))))

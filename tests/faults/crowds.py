@@ -172,11 +172,17 @@ def many_large_bodies(site: Site, *, bodies: int = 500, most_mb: float = 400) ->
         item = b'{"text":"%b","sender":{"role":"agent","externalId":"a"},"timestamp":"2021-11-23T12:13:14Z"}' % text
         count = min(300, _LONGEST_BODY // (len(item) + 1))
         body = b'{"messages":[' + b",".join([item] * count) + b"]}"
-        request = f"POST {path} HTTP/1.1\r\n{head}content-length: {len(body)}\r\n\r\n".encode()
-        statuses = asyncio.run(_send_all(server.port, [request, body], bodies))
+        small = item.replace(text, b"x")
+        odd = [b"[" * 28 + b"]" * 28, b'{"":0}', b"0", b'""']  # an object of Python's for every few bytes
+        others = [
+            b'{"messages":[%b],"u":[%b]}' % (small, b",".join([one] * (len(body) // (len(one) + 1) - 200)))
+            for one in odd
+        ]
+        requests = [_request(path, head, one) for one in (body, body, body, body, *others)]
+        statuses = asyncio.run(_send_all(server.port, requests, bodies))
         peak = peak_mb(pid)
     problems = []
-    if set(statuses) - {200, 503}:
+    if set(statuses) - {200, 400, 503}:
         problems.append(f"answered {statuses}")
     if peak - before > most_mb:
         problems.append(f"{peak - before:.0f} MB more memory, at most {most_mb}")
@@ -185,6 +191,7 @@ def many_large_bodies(site: Site, *, bodies: int = 500, most_mb: float = 400) ->
         "bytes each": len(body),
         "recorded": statuses.get(200, 0),
         "refused": statuses.get(503, 0),
+        "refused for their shape": statuses.get(400, 0),
         "memory before MB": round(before),
         "peak MB": round(peak),
     }
@@ -193,22 +200,26 @@ def many_large_bodies(site: Site, *, bodies: int = 500, most_mb: float = 400) ->
     )
 
 
-async def _send_all(port: int, parts: list[bytes], times: int) -> dict[int, int]:
+def _request(path: str, head: str, body: bytes) -> list[bytes]:
+    return [f"POST {path} HTTP/1.1\r\n{head}content-length: {len(body)}\r\n\r\n".encode(), body]
+
+
+async def _send_all(port: int, requests: list[list[bytes]], times: int) -> dict[int, int]:
     """By status, how many were answered so; 0 for a connection that broke."""
     statuses: dict[int, int] = {}
 
-    async def one() -> None:
+    async def one(number: int) -> None:
         status = 0
         with contextlib.suppress(OSError, EOFError):
             reader, writer = await asyncio.open_connection("127.0.0.1", port)
-            for part in parts:
+            for part in requests[number % len(requests)]:
                 writer.write(part)
             # What is refused early is answered while the rest of it is still on its way.
             status = int((await reader.readuntil(b"\r\n")).split()[1])
             writer.transport.abort()
         statuses[status] = statuses.get(status, 0) + 1
 
-    await asyncio.gather(*(one() for _ in range(times)))
+    await asyncio.gather(*(one(number) for number in range(times)))
     return statuses
 
 

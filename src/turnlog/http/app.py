@@ -96,6 +96,8 @@ class App:
             _log.exception("internal_error", request_id=request.id, operation=request.operation)
             bug = InternalError("internal error: the log has it under this request id")
             response = error_response(bug, request.id)
+        finally:
+            request.free()
         held = request.held
         if held is not None and held.bucket is not None:
             response.headers += tuple((name.encode(), value.encode()) for name, value in held.bucket.fields())

@@ -39,6 +39,8 @@ class Context(msgspec.Struct, frozen=True):
     feed: Feed
     streams: Streams
     webhooks: Webhooks
+    large_bodies: asyncio.Lock = msgspec.field(default_factory=asyncio.Lock)
+    """One at a time is read: what becomes of them takes several times their size."""
 
 
 class Operation(msgspec.Struct, frozen=True):
@@ -57,14 +59,26 @@ class Operation(msgspec.Struct, frozen=True):
         return config.max_batch_body_bytes if self.batch else config.max_body_bytes
 
 
-async def _read(context: Context, read: Callable[[bytes], T], request: Request) -> T:
-    """Read the body; a large one on a thread, because a body made for it takes a second to look through.
+async def read_body(
+    context: Context, read: Callable[[bytes], T], request: Request, *, to_be_recorded: bool = False
+) -> T:
+    """Read the body; a large one on a thread, because a body made for it takes a part of a second to look through.
 
-    All of them are to be recorded: what came to be too much while this one arrived is refused before the work begins.
+    What came to be too much to be recorded while it arrived, or while it waited, is refused before the work begins.
     """
     raw = await request.body()
-    context.service.check_room(request.key)
-    return read(raw) if len(raw) <= LARGE_BODY_BYTES else await asyncio.to_thread(read, raw)
+    if to_be_recorded:
+        context.service.check_room(request.key)
+    if len(raw) <= LARGE_BODY_BYTES:
+        return read(raw)
+    async with context.large_bodies:
+        if to_be_recorded:
+            context.service.check_room(request.key)
+        return await asyncio.to_thread(read, raw)
+
+
+async def _read(context: Context, read: Callable[[bytes], T], request: Request) -> T:
+    return await read_body(context, read, request, to_be_recorded=True)
 
 
 async def _create_conversation(context: Context, request: Request) -> Response:

@@ -8,14 +8,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import httptools
+import structlog
 
 from turnlog.errors import (
     Error,
+    InternalError,
     MalformedParameterError,
     OverloadedError,
     RequestTimeoutError,
 )
-from turnlog.http.exchanges import MAX_BEGUN_IN_A_TURN, Exchanges
+from turnlog.http.exchanges import MAX_BEGUN_IN_A_TURN, UNPARSED, Exchanges
 from turnlog.http.heads import check_head, headers_too_large, malformed, no_such_method, target_too_long
 from turnlog.http.requests import Request
 
@@ -25,6 +27,8 @@ if TYPE_CHECKING:
     from turnlog.http.app import App
     from turnlog.http.responses import Header
     from turnlog.http.traffic import Traffic
+
+_log = structlog.get_logger()
 
 MIN_BODY_BYTES_PER_S = 1024
 """A body that arrives faster than this is given the time that it needs."""
@@ -138,8 +142,12 @@ class Protocol(Exchanges):
         except httptools.HttpParserUpgrade as upgrade:
             # The parser stops at the head of a request that offers an upgrade; declined, its body is still a body.
             self._take_unparsed_body(data[upgrade.args[0] :])
+        except httptools.HttpParserCallbackError as error:  # something of ours was raised in one of the events below
+            if self._refusal is None:
+                _log.exception("internal_error", operation=UNPARSED, exc_info=error)
+            self.refuse(self._refusal or InternalError("internal error: the log has it"))
         except httptools.HttpParserError:
-            self.refuse(self._refusal or malformed())
+            self.refuse(malformed())
 
     def _take_unparsed_body(self, data: bytes) -> None:
         body = data[: self._unparsed_body_bytes]
@@ -163,10 +171,11 @@ class Protocol(Exchanges):
         return not self._due and self._body_complete and not self._head_bytes
 
     def late(self, waited_s: float, arrived_bytes: int) -> None:
-        """A head has its time; a body has longer as long as it keeps coming."""
+        """A head has its time; a body has longer as long as it keeps coming, unless it was refused already."""
+        answered = self._newest is not None and self._newest.answered
         if self._reading_paused:
             self.expect_more(waited_s)  # what is missing may have come: it is we who do not take it
-        elif not self._in_head and arrived_bytes >= MIN_BODY_BYTES_PER_S * waited_s:
+        elif not self._in_head and not answered and arrived_bytes >= MIN_BODY_BYTES_PER_S * waited_s:
             self.expect_more(self.limits.body_timeout_s)
         elif self._in_head and not self._head_bytes:
             self.transport.close()

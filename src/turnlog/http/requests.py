@@ -59,6 +59,7 @@ class Request:
     __slots__ = (
         "_arrived",
         "_arrived_bytes",
+        "_budgeted_bytes",
         "_on_body_wanted",
         "_single",
         "_wanted",
@@ -107,7 +108,7 @@ class Request:
         self.keep_alive = keep_alive and version != "1.0"
         self._on_body_wanted = on_body_wanted
         self._arrived: list[bytes] = []
-        self._arrived_bytes = 0
+        self._arrived_bytes = self._budgeted_bytes = 0
         self._wanted: asyncio.Future[None] | None = None
         self.complete = False
         self.gone = self.stopping = False
@@ -151,6 +152,12 @@ class Request:
         """Keep nothing of the body any more."""
         self._arrived.clear()
         self._arrived_bytes = 0
+
+    def free(self) -> None:
+        """Its body is used up: others may have its room."""
+        if self._budgeted_bytes:
+            self.budget.give_back(self._budgeted_bytes)
+            self._budgeted_bytes = 0
 
     def lose(self) -> None:
         """The client is gone, or is not to be answered any more."""
@@ -232,22 +239,19 @@ class Request:
 
     async def _gather(self) -> bytes:
         """Take the parts as they come, so that a body over a limit is refused before all of it is here."""
-        body, taken = bytearray(), 0
-        try:
-            while True:
-                body += self._take()
-                if len(body) > self.max_body_bytes:
-                    raise self._too_large()
-                if self.gone:
-                    raise ClientGoneError
-                if self.complete:
-                    return bytes(body)
-                self.budget.take(len(body) - taken)
-                taken = len(body)
-                self._wanted = self._on_body_wanted()
-                await self._wanted
-        finally:
-            self.budget.give_back(taken)
+        body = bytearray()
+        while True:
+            body += self._take()
+            if len(body) > self.max_body_bytes:
+                raise self._too_large()
+            if self.gone:
+                raise ClientGoneError
+            if self.complete:
+                return bytes(body)
+            self.budget.take(len(body) - self._budgeted_bytes)
+            self._budgeted_bytes = len(body)
+            self._wanted = self._on_body_wanted()
+            await self._wanted
 
     def _check_media_type(self, body: bytes) -> None:
         content_type = self.fields.get(b"content-type", b"")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
-from turnlog.http.operations import Operation
+from turnlog.http.operations import Operation, read_body
 from turnlog.http.representations import attempt_view, encode, failed_view, webhook_view
 from turnlog.http.responses import Response
 from turnlog.http.webhook_bodies import replay_body, rotation_body, webhook_body, webhook_change_body
@@ -18,7 +18,7 @@ DEFAULT_PAGE_FAILED = 100
 
 
 async def _create(context: Context, request: Request) -> Response:
-    new = webhook_body(await request.body())
+    new = await read_body(context, webhook_body, request)
     made = await context.webhooks.create_webhook(request.key.account, new)
     return Response(encode(webhook_view(made, with_secret=True)))
 
@@ -34,13 +34,13 @@ async def _read(context: Context, request: Request) -> Response:
 
 
 async def _change(context: Context, request: Request) -> Response:
-    change = webhook_change_body(await request.body())
+    change = await read_body(context, webhook_change_body, request)
     changed = await context.webhooks.change_webhook(request.key.account, request.path["webhookId"], change)
     return Response(encode(webhook_view(changed)))
 
 
 async def _rotate(context: Context, request: Request) -> Response:
-    secret, old_ends_s = rotation_body(await request.body())
+    secret, old_ends_s = await read_body(context, rotation_body, request)
     rotated = await context.webhooks.rotate_webhook(request.key.account, request.path["webhookId"], secret, old_ends_s)
     return Response(encode(webhook_view(rotated, with_secret=True)))
 
@@ -60,7 +60,7 @@ async def _list_failed_events(context: Context, request: Request) -> Response:
 
 
 async def _replay(context: Context, request: Request) -> Response:
-    replay = replay_body(await request.body())
+    replay = await read_body(context, replay_body, request)
     done = await context.webhooks.replay_webhook(request.key.account, request.path["webhookId"], replay)
     return Response(encode({"replayed": done} if isinstance(done, int) else {"cursor": done}))
 
