@@ -77,10 +77,8 @@ class _Place:
     def refusal(self) -> str:
         return self.said.decode("utf-8", "replace").strip()
 
-    def rest(self, lived_s: float) -> float:
+    def rest(self) -> float:
         """How long to wait before the next life: growing for one that ends soon after each start."""
-        if lived_s >= STEADY_S:
-            self.early_ends = 0
         self.early_ends += 1
         return 0.0 if self.early_ends == 1 else min(FIRST_PAUSE_S * 2.0 ** (self.early_ends - 2), LONGEST_PAUSE_S)
 
@@ -237,7 +235,10 @@ class Supervisor:
             self._stop()
             return
         now_s = self._now_s()
-        pause_s = 0.0 if was_ready and status < 0 else place.rest(now_s - place.started_at)
+        lived_s = now_s - place.started_at
+        if was_ready and lived_s >= STEADY_S:
+            place.early_ends = 0
+        pause_s = 0.0 if was_ready and status < 0 else place.rest()
         place.due_at = now_s + pause_s
         why = {"error": place.refusal} if place.refusal else _manner(status)
         _log.error("worker_ended", worker=place.number, pid=pid, **why, next_in_s=pause_s)
@@ -258,7 +259,7 @@ class Supervisor:
                 self._be_worker(place, report, unblocked)
         except OSError as error:
             os.close(place.report)
-            place.due_at = self._now_s() + place.rest(0)
+            place.due_at = self._now_s() + place.rest()
             _log.error("worker_not_started", worker=place.number, error=str(error))
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, unblocked)

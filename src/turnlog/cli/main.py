@@ -74,7 +74,7 @@ def main() -> None:
         _complain("what was given is not UTF-8")
         sys.exit(1)
     except StoreUnavailableError as error:
-        _complain(f"the store cannot be written now, nothing was changed: {error}")
+        _complain(f"the store cannot be used now, nothing was changed: {error}")
         sys.exit(1)
     except StoreUncertainError as error:
         _complain(f"the store did not answer in time: {error}")

@@ -185,22 +185,21 @@ def _supervise(config: Config, listener: socket.socket, secure: Certificate | No
 
 async def _prepare(config: Config, *, first_key: bool) -> str:
     """Do once what not every worker should: migrations, the first key. What to print once all of them listen."""
-    store = await _open(config)
+    store = await _open(config, create=True)
     try:
         return await _first_session(store, first_key=first_key)
     finally:
         await store.close()
 
 
-async def _open(config: Config) -> Store:
-    return await open_store(
-        config.store, idempotency_ttl_us=config.idempotency_hours * US_PER_HOUR, deadline_s=config.write_deadline_s
-    )
+async def _open(config: Config, *, create: bool) -> Store:
+    ttl_us, deadline_s = config.idempotency_hours * US_PER_HOUR, config.write_deadline_s
+    return await open_store(config.store, idempotency_ttl_us=ttl_us, deadline_s=deadline_s, create=create)
 
 
 async def _serve(config: Config, listener: socket.socket, member: _Member, secure: Certificate | None) -> int:
     """A worker's life, until told to stop; 0 after a clean stop, 1 where the store failed."""
-    store = await _open(config)
+    store = await _open(config, create=False)  # a store that has gone since the start is not to be made anew
     failures: list[BaseException] = []
     metrics = Metrics() if member.alone else Metrics(member.worker.number, member.ask)
 

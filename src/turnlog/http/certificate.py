@@ -76,12 +76,15 @@ def _load(cert: Path, key: Path) -> ssl.SSLContext:
     context.options |= ssl.OP_NO_COMPRESSION | ssl.OP_NO_RENEGOTIATION
     context.set_ciphers(_CIPHERS)
     context.set_alpn_protocols(list(_ALPN))
-    for path in (cert, key):
+    for path, what, mark in ((cert, "certificate", b"CERTIFICATE-----"), (key, "private key", b"PRIVATE KEY-----")):
+        if path.exists() and not path.is_file():  # reading a pipe would wait for whoever writes into it
+            raise SettingError(f"cannot read {path}: it is no regular file")
         try:
-            with path.open("rb"):
-                pass
+            text = path.read_bytes()
         except OSError as error:
             raise SettingError(f"cannot read {path}: {error.strerror}") from error
+        if mark not in text:
+            raise SettingError(f"{path} holds no {what} as PEM: expected a line -----BEGIN … {mark.decode()}")
     try:
         # Without a function, OpenSSL would ask whoever sits at the terminal.
         context.load_cert_chain(cert, key, password=lambda: _encrypted(key))

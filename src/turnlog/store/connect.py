@@ -64,15 +64,16 @@ def _path(url: str) -> Path:
     return path.resolve()
 
 
-async def open_store(url: str, *, idempotency_ttl_us: int, deadline_s: float = 10.0) -> Store:
+async def open_store(url: str, *, idempotency_ttl_us: int, deadline_s: float = 10.0, create: bool = True) -> Store:
     """The store at ``url``, opened for recording; a file by this process alone. Raises SettingError.
 
+    Where there is none it is made; a file without ``create`` is not.
     ``deadline_s`` is how long a batch may take where the store is at the other end of a network.
     """
     if _is_postgres(url):
         where = address.parse(url)
         return await postgres.open_store(where, idempotency_ttl_us=idempotency_ttl_us, deadline_s=deadline_s)
-    return await sqlite.open_store(_path(url), idempotency_ttl_us=idempotency_ttl_us)
+    return await sqlite.open_store(_path(url), idempotency_ttl_us=idempotency_ttl_us, create=create)
 
 
 class KeysAndWebhooks(KeyStore, WebhookStore, LogReader, Protocol):
@@ -149,4 +150,6 @@ async def restore(url: str, backup: Path, *, stamp: str, force: bool = False) ->
     """
     if _is_postgres(url):
         raise SettingError(f"{shown(url)} is restored in PostgreSQL's own way (docs/backup.md)")
+    # What belongs to it is beside the file, not beside a link to it.
+    backup = await asyncio.to_thread(backup.resolve)
     return await sqlite.restore(backup, _path(url), stamp=stamp, force=force)

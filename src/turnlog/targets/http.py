@@ -72,7 +72,10 @@ def http_target(url: str, api_id: str, api_secret: str) -> Iterator[Target]:
     ) as pool:
         target = _HttpTarget(url.rstrip("/"), pool)
         # At once: there is nothing yet to be patient for.
-        target.call("GET", "/v1/health", Any, patient=False)
+        try:
+            target.call("GET", "/v1/health", Any, patient=False)
+        except RefusedError as error:
+            raise SettingError(f"no Conversations API at {url}: {error}") from None
         yield target
 
 

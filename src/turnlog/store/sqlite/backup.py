@@ -19,8 +19,8 @@ import apsw
 from turnlog.errors import SettingError
 from turnlog.store.protocol import StoreFailedError
 from turnlog.store.sqlite.beside import close_reading
-from turnlog.store.sqlite.connection import check_file, connect, transaction, translated
-from turnlog.store.sqlite.migrate import is_store
+from turnlog.store.sqlite.connection import WHAT_TO_DO, check_file, connect, transaction, translated
+from turnlog.store.sqlite.migrate import is_store, no_store
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -31,6 +31,8 @@ _SYNC_BYTES = 16 << 20
 """So much is handed to the disk at a time: what a kernel gathers for longer it flushes in one go, and the server's
 syncs wait behind that."""
 _WAL_HEADER_BYTES = 32
+_ENDINGS = ("-wal", "-shm", "-journal", ".lock", ".damaged", ".restoring", ".partial")
+"""Of what is beside a store and its own."""
 
 
 def back_up(path: Path, target: Path, *, force: bool = False) -> int:
@@ -40,16 +42,32 @@ def back_up(path: Path, target: Path, *, force: bool = False) -> int:
     a connection to the store, as ``check_file``. Raises SettingError, OSError; StoreFailedError where it is damaged.
     """
     if not is_store(path):
-        raise SettingError(f"there is no store at {path}")
+        raise SettingError(no_store(path))
     check_file(path)
-    if target.exists() and not (force and target.is_file() and not target.samefile(path)):
-        hint = "" if target.is_dir() or target.samefile(path) else ": --force replaces it"
-        raise SettingError(f"{target} is there already{hint}")
+    _refuse_target(path, target, force=force)
     with file_aside(target, ".partial") as (partial, copy):
         _copy(path, partial, copy)
         size = _made_whole(partial)
         put_in_place(partial, target)
     return size
+
+
+def _refuse_target(path: Path, target: Path, *, force: bool) -> None:
+    if not target.parent.is_dir():
+        raise SettingError(f"cannot write {target}: there is no folder {target.parent}")
+    if target.is_dir():
+        raise SettingError(f"{target} is a folder: expected the name of a file, as in {target / 'turnlog.backup'}")
+    place = target.resolve()
+    if place.parent == path.parent and place.name in {path.name + ending for ending in _ENDINGS}:
+        raise SettingError(f"{target} belongs to the store itself: expected the name of another file")
+    if not target.exists():
+        return
+    if target.samefile(path):
+        raise SettingError(f"{target} is the store itself: expected the name of another file")
+    if not target.is_file():
+        raise SettingError(f"{target} is no regular file")
+    if not force:
+        raise SettingError(f"{target} is there already: --force replaces it")
 
 
 def _copy(path: Path, partial: Path, copy: int) -> None:
@@ -114,7 +132,7 @@ def _made_whole(partial: Path) -> int:
             connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_TRUNCATE)
             found = connection.execute("PRAGMA quick_check(1)").fetchall()
             if found != [("ok",)]:
-                raise StoreFailedError(f"it is damaged, no backup was made: {found[0][0]}")
+                raise StoreFailedError(f"it is damaged, no backup was made: {found[0][0]}. {WHAT_TO_DO}")
     finally:
         connection.close()
     return partial.stat().st_size

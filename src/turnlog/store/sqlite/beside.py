@@ -12,7 +12,7 @@ from turnlog.errors import SettingError
 from turnlog.store.protocol import StoreUnavailableError
 from turnlog.store.sqlite.connection import check_file, connect, translated
 from turnlog.store.sqlite.log import Log
-from turnlog.store.sqlite.migrate import is_current, is_store, refuse_half_copied, schema_version
+from turnlog.store.sqlite.migrate import is_current, is_store, no_store, refuse_half_copied, schema_version
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -30,7 +30,7 @@ def open_reading(path: Path) -> apsw.Connection:
     Raises SettingError where there is no store, where it is of another schema, where it is half a copy.
     """
     if not is_store(path):
-        raise SettingError(f"there is no store at {path}")
+        raise SettingError(no_store(path))
     check_file(path)
     connection = connect(path, readonly=True)
     try:

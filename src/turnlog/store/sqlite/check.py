@@ -19,7 +19,7 @@ from turnlog.store.sqlite import entries
 from turnlog.store.sqlite.beside import close_reading, refuse_old
 from turnlog.store.sqlite.connection import check_file, connect, transaction, translated
 from turnlog.store.sqlite.damage import tell_pages, unmark
-from turnlog.store.sqlite.migrate import is_store
+from turnlog.store.sqlite.migrate import is_store, no_store
 from turnlog.store.sqlite.pages import Pages
 from turnlog.store.sqlite.scrubbing import scrub
 
@@ -59,7 +59,7 @@ async def check_store(path: Path) -> Findings:
     where it is of another schema, where it cannot be opened at all.
     """
     if not is_store(path):
-        raise SettingError(f"there is no store at {path}")
+        raise SettingError(no_store(path))
     check_file(path)
     pages = Pages(path)
     try:
@@ -76,7 +76,12 @@ async def check_store(path: Path) -> Findings:
 
 
 def _look_within(path: Path, findings: Findings) -> None:
-    connection = connect(path, readonly=True)
+    try:
+        connection = connect(path, readonly=True)
+    except SettingError as error:
+        if not findings.problems:  # else a page that it begins with has been found already
+            findings.problems.append(str(error))
+        return
     try:
         with _reported(findings), translated():
             refuse_old(connection, path)

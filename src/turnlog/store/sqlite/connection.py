@@ -8,11 +8,12 @@ import os
 import time
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
+from urllib.parse import quote
 
 import apsw
 import apsw.sqlite_extra
 
-from turnlog.errors import SettingError
+from turnlog.errors import FinalError, SettingError
 from turnlog.store.protocol import StoreDamagedError, StoreFailedError, StoreUnavailableError
 
 if TYPE_CHECKING:
@@ -30,6 +31,8 @@ CHECKSUM_BYTES = 8
 """At the end of each page of a store with checksums; older stores have none (docs/decisions/0013-integrity.md)."""
 _PLACE_OF_RESERVE = 20
 """Where the header says how many bytes at the end of a page are not SQLite's."""
+NOT_AS_WRITTEN = "what was read of the file is not what was written there"
+WHAT_TO_DO = "`turnlog check` says what, `turnlog restore` puts a backup in its place"
 _LOCK_TRIES = 50
 _LOCK_PAUSE_S = 0.02
 """A process that was killed holds its lock until the kernel has taken back all that it had."""
@@ -92,7 +95,7 @@ class Translation:
             raise StoreUnavailableError(str(error)) from error
         # A wrong checksum. "Malformed" is no proof of damage: SQLite says it of a page that could not be read, too.
         if getattr(error, "extendedresult", 0) == apsw.SQLITE_IOERR_DATA:
-            damage = StoreDamagedError("what was read of the file is not what was written there")
+            damage = StoreDamagedError(NOT_AS_WRITTEN)
             if self._on_damage is not None:
                 self._on_damage(damage)
             raise damage from error
@@ -122,6 +125,11 @@ def opening(path: Path) -> Iterator[None]:
     try:
         yield
     except apsw.Error as error:
+        if getattr(error, "extendedresult", 0) == apsw.SQLITE_IOERR_DATA:
+            raise FinalError(f"the store {path} is damaged: {NOT_AS_WRITTEN}. {WHAT_TO_DO}") from error
+        if isinstance(error, apsw.CorruptError):  # which SQLite says of what could not be read just now, too
+            said = _first_line(error)
+            raise SettingError(f"the store {path} is damaged or cannot be read: {said}. {WHAT_TO_DO}") from error
         raise SettingError(f"cannot open the store {path}: {_first_line(error)}") from error
 
 
@@ -133,7 +141,11 @@ def connect(path: Path, *, readonly: bool = False) -> apsw.Connection:
     Raises SettingError, naming the path, where the file cannot be opened or is none of ours.
     """
     with opening(path):
-        connection = apsw.Connection(str(path), statementcachesize=64)
+        if readonly and _is_at_rest(path):
+            flags = apsw.SQLITE_OPEN_READONLY | apsw.SQLITE_OPEN_URI
+            connection = apsw.Connection(f"file:{quote(str(path))}?immutable=1", flags=flags, statementcachesize=64)
+        else:
+            connection = apsw.Connection(str(path), statementcachesize=64)
         connection.set_busy_timeout(BUSY_MS)
         if not connection.pragma("page_count"):  # or there is a first page that is undone now: its maker was killed
             # Concurrent messages belong to many conversations, and each rewrites a page of the listing's index: smaller
@@ -157,6 +169,12 @@ def connect(path: Path, *, readonly: bool = False) -> apsw.Connection:
             connection.pragma("schema_version")  # the first read in WAL mode makes the WAL
             _sync_folder(path)
     return connection
+
+
+def _is_at_rest(path: Path) -> bool:
+    """Whether nobody can record in the file: even to read it in WAL mode, SQLite would write a file beside it."""
+    wal = path.with_name(path.name + "-wal")
+    return not os.access(path.parent, os.W_OK) and not (wal.exists() and wal.stat().st_size)
 
 
 @contextmanager
@@ -211,7 +229,12 @@ def create_file(path: Path) -> None:
     Only for a process without a connection to the file, as ``check_file``.
     """
     try:
-        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+        file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            if not os.fstat(file).st_size:  # it may have been there, empty and readable by others
+                os.fchmod(file, 0o600)
+        finally:
+            os.close(file)
     except OSError as error:
         raise SettingError(f"cannot open the store {path}: {error.strerror}") from error
 

@@ -14,7 +14,7 @@ import msgspec
 from turnlog.errors import FinalError
 from turnlog.store.protocol import StoreFailedError
 from turnlog.store.sqlite import entries
-from turnlog.store.sqlite.connection import translated
+from turnlog.store.sqlite.connection import WHAT_TO_DO, translated
 from turnlog.store.sqlite.pages import pages_in_wal
 
 if TYPE_CHECKING:
@@ -70,9 +70,28 @@ def marked(path: Path) -> str | None:
     """What was found wrong with this very file."""
     try:
         found = msgspec.json.decode(mark_path(path).read_bytes(), type=_Mark)
-    except (OSError, msgspec.MsgspecError):
+    except FileNotFoundError:
         return None
+    except (OSError, msgspec.MsgspecError):
+        return f"{mark_path(path)} marks it, and cannot be read"
     return found.problem if found.inode == path.stat().st_ino else None
+
+
+def refuse_marked(path: Path) -> None:
+    """Raises FinalError where the file is marked."""
+    problem = marked(path)
+    if problem is not None:
+        raise _damaged(path, problem)
+
+
+def _damaged(path: Path, problem: str) -> FinalError:
+    return FinalError(f"the store {path} is damaged: {problem}. {WHAT_TO_DO}")
+
+
+def keep_mark(path: Path, kept: Path) -> None:
+    """The file gets ``kept`` as a second name: a mark goes with it."""
+    if marked(path) is not None:
+        mark_path(kept).write_bytes(mark_path(path).read_bytes())
 
 
 def unmark(path: Path) -> None:
@@ -106,10 +125,7 @@ def refuse_damaged(connection: apsw.Connection, pages: Pages, path: Path) -> Non
         except StoreFailedError as error:
             problem = str(error)
     if problem is not None:
-        raise FinalError(
-            f"the store {path} is damaged: {problem}. `turnlog check` says what, `turnlog restore` puts a backup in "
-            "its place"
-        )
+        raise _damaged(path, problem)
 
 
 def _quick_look(connection: apsw.Connection, pages: Pages, path: Path) -> str | None:

@@ -50,6 +50,11 @@ def is_store(path: Path) -> bool:
     return path.is_file() and path.stat().st_size > 0
 
 
+def no_store(path: Path) -> str:
+    """What to say where there ``is_store`` not."""
+    return f"there is no store in {path}: the file is empty" if path.is_file() else f"there is no store at {path}"
+
+
 def migrate_store(path: Path) -> tuple[int, int]:
     """Bring the file to this program's schema; its number before and after. A store that is not there is not made.
 
@@ -57,7 +62,7 @@ def migrate_store(path: Path) -> tuple[int, int]:
     needs a migration and a server runs on it.
     """
     if not is_store(path):
-        raise SettingError(f"there is no store at {path}: nothing to migrate, `turnlog serve` makes a new one")
+        raise SettingError(f"{no_store(path)}: nothing to migrate, `turnlog serve` makes a new one")
     check_file(path)
     connection = connect(path)
     try:

@@ -5,11 +5,13 @@ A reading transaction of SQLite's that walked over a large file would keep the W
 
 from __future__ import annotations
 
+import fcntl
 import os
 from typing import TYPE_CHECKING
 
 import apsw
 
+from turnlog.errors import SettingError
 from turnlog.store.sqlite.connection import HEADER_BYTES, PAGE_BYTES, has_checksums
 
 if TYPE_CHECKING:
@@ -47,6 +49,21 @@ class Pages:
     def __len__(self) -> int:
         """How many whole pages the file has now."""
         return os.fstat(self._descriptor).st_size // PAGE_BYTES
+
+    def take(self) -> None:
+        """Let no other process take this file to record in, also not by another name of it. Raises SettingError."""
+        try:
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise SettingError("the file is in use by another server, by another name (a hard link)") from None
+
+    def is_at(self, path: Path) -> bool:
+        """Whether ``path`` still names this file: what is written into one without a name is lost with the process."""
+        try:
+            found = path.stat()
+        except OSError:
+            return False
+        return os.path.samestat(found, os.fstat(self._descriptor))
 
     def wrong(self, first: int, count: int) -> list[int]:
         """Those of ``count`` pages from number ``first`` on (SQLite counts from 1) that are not what was written.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -13,7 +14,7 @@ from turnlog.store.protocol import StoreFailedError
 from turnlog.store.sqlite.backup import copy_bytes, file_aside, put_in_place, remove_log, sync_folder
 from turnlog.store.sqlite.check import check_store
 from turnlog.store.sqlite.connection import ServerLock, check_file, connect, translated
-from turnlog.store.sqlite.damage import unmark
+from turnlog.store.sqlite.damage import keep_mark, unmark
 from turnlog.store.sqlite.migrate import is_current, is_store, migrate
 
 if TYPE_CHECKING:
@@ -46,6 +47,7 @@ async def restore(backup: Path, path: Path, *, stamp: str, force: bool = False) 
             if findings.problems:
                 raise SettingError(f"{backup} is damaged, nothing was restored: {'; '.join(findings.problems)}")
             kept = _keep(path, path.with_name(f"{path.name}.{stamp}")) if is_store(path) else None
+            _keep_owner(path, copy)
             put_in_place(partial, path)
             unmark(path)
         return Restored(findings, kept)
@@ -53,9 +55,17 @@ async def restore(backup: Path, path: Path, *, stamp: str, force: bool = False) 
         lock.release()
 
 
+def _keep_owner(path: Path, copy: int) -> None:
+    """Whoever serves the store may do so still, where somebody else restores it."""
+    with contextlib.suppress(FileNotFoundError, PermissionError):
+        found = path.stat()
+        os.fchown(copy, found.st_uid, found.st_gid)
+
+
 def _refuse_no_backup(backup: Path, path: Path) -> None:
     if not is_store(backup):
-        raise SettingError(f"there is no backup at {backup}")
+        empty = "an empty file" if backup.is_file() else "a folder" if backup.is_dir() else ""
+        raise SettingError(f"{backup} is no backup: it is {empty}" if empty else f"there is no backup at {backup}")
     check_file(backup)
     if path.exists() and backup.samefile(path):
         raise SettingError(f"{backup} is the store itself")
@@ -82,7 +92,8 @@ def _prepare(backup: Path, partial: Path, copy: int) -> None:
         finally:
             connection.close()
     except (SettingError, StoreFailedError) as error:
-        raise SettingError(f"{backup} cannot be used, nothing was restored: {error}") from error
+        said = str(error).replace(str(partial), str(backup))
+        raise SettingError(f"{backup} cannot be used, nothing was restored: {said}") from error
 
 
 def _keep(path: Path, kept: Path) -> Path:
@@ -104,6 +115,7 @@ def _keep(path: Path, kept: Path) -> Path:
     except (SettingError, apsw.Error):
         pass
     kept.hardlink_to(path)
+    keep_mark(path, kept)
     if wal.exists() and wal.stat().st_size:
         wal.with_name(kept.name + "-wal").hardlink_to(wal)
     sync_folder(path)

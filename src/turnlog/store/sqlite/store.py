@@ -28,10 +28,10 @@ from turnlog.store.sqlite.connection import (
     translated,
     was_refused,
 )
-from turnlog.store.sqlite.damage import mark, refuse_damaged
+from turnlog.store.sqlite.damage import mark, refuse_damaged, refuse_marked
 from turnlog.store.sqlite.keys import Keys
 from turnlog.store.sqlite.log import Log
-from turnlog.store.sqlite.migrate import is_current, migrate, refuse_half_copied, schema_version
+from turnlog.store.sqlite.migrate import is_current, is_store, migrate, no_store, refuse_half_copied, schema_version
 from turnlog.store.sqlite.pages import Pages
 from turnlog.store.sqlite.reads import Reads
 from turnlog.store.sqlite.scrubbing import Scrubber
@@ -138,6 +138,7 @@ class SqliteStore:
     def _carry_out(self, work: Callable[[G], T], given: G) -> T:
         if self._failure is not None:
             raise StoreFailedError(f"the store failed earlier: {self._failure}")
+        self._check_place()
         try:
             with translated():
                 return work(given)
@@ -146,6 +147,10 @@ class SqliteStore:
                 raise StoreUnavailableError(f"{self._path} cannot be written") from failure
             self._failed(failure)
             raise
+
+    def _check_place(self) -> None:
+        if not self._pages.is_at(self._path):
+            raise StoreUnavailableError(f"the file is not at {self._path} any more")
 
     # Reading.
 
@@ -219,6 +224,7 @@ class SqliteStore:
         """See protocol.Reader."""
         if self._failure is not None:
             raise StoreFailedError(f"the store failed earlier: {self._failure}")
+        self._check_place()
         with self._translated:
             await self._keys.keys_version()
 
@@ -285,17 +291,17 @@ class SqliteStore:
         self._lock.release()
 
 
-async def open_store(path: Path, *, idempotency_ttl_us: int) -> SqliteStore:
-    """Open the file for recording, making or migrating it where needed.
+async def open_store(path: Path, *, idempotency_ttl_us: int, create: bool = True) -> SqliteStore:
+    """Open the file for recording, making or migrating it where needed; without ``create`` there has to be one.
 
     Raises SettingError where another process records in it, where it is newer than this program, where it is not a
     store, where it is half a copy, where it is damaged, and where it cannot be opened; the message names the path.
     """
-    create_file(path)
-    check_file(path)
+    _find_file(path, create=create)
     lock = ServerLock(path)
     try:
         pages = Pages(path)
+        pages.take()
         writer = connect(path)
         if not is_current(writer, path):
             with opening(path):
@@ -311,8 +317,8 @@ async def open_store(path: Path, *, idempotency_ttl_us: int) -> SqliteStore:
 def _find_file(path: Path, *, create: bool) -> None:
     if create:
         create_file(path)
-    elif not path.is_file():
-        raise SettingError(f"there is no store at {path}")
+    elif not is_store(path):
+        raise SettingError(no_store(path))
     check_file(path)
 
 
@@ -336,6 +342,7 @@ async def open_keys(path: Path, *, create: bool = False) -> AsyncIterator[KeysAn
     But in another process (see ``check_file``). Raises SettingError as ``open_store`` does.
     """
     _find_file(path, create=create)
+    refuse_marked(path)
     connection = connect(path)
     try:
         if not is_current(connection, path):
