@@ -29,7 +29,7 @@ A01 A04 A05 A06 I01 I03 L01 L02 W01 W02 W03 W05 E01 E02 B01 U01 U02
 )
 REASONS = ("not tested here: ", "not a fault of this store: ")
 TEXT = PAGE.read_text("utf-8")
-TABLE = {row: cells for row, *cells in re.findall(r"^\| ([A-Z]\d\d) \| (.+) \| (.+) \|$", TEXT, re.MULTILINE)}
+TABLE = {row: cells for row, *cells in re.findall(r"^\| ([A-Z]\d\d) [^|]+ \| (.+) \| (.+) \|$", TEXT, re.MULTILINE)}
 
 
 @cache

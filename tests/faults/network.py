@@ -33,7 +33,9 @@ def lossy_network(site: Site, seconds: float, connections: int = 6, seed: int = 
         with Relay(namespace.host, server.port, LOSSY, seed, namespace) as relay:
             run = _Run(server.url, server.port, relay.port, seed)
             asyncio.run(run.carry_out(seconds, connections))
-    return run.entry("N02 30 % loss, 200 ms jitter, 64 kbit/s", {"connections": connections}, "")
+        lost = namespace.lost()
+    figures = {"connections": connections, "lost packets": lost}
+    return run.entry("N02 30 % loss, 200 ms jitter, 64 kbit/s", figures, "" if lost else "no packet was lost")
 
 
 def replaying_proxy(site: Site, seconds: float, connections: int = 16, seed: int = 1) -> Entry:

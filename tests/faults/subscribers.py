@@ -51,6 +51,8 @@ def many_subscribers(
     problems = others.problems(most)
     if cut_s > 2 * WRITE_TIMEOUT_S + 8:
         problems.append(f"who took nothing was cut after {cut_s:.1f} s, {WRITE_TIMEOUT_S} s are allowed")
+    if crowd.dropped:
+        problems.append(f"{crowd.dropped} of those who read were dropped, too")
     figures = others.figures() | {
         "subscribers": subscribers,
         "events heard": crowd.heard,
@@ -70,6 +72,7 @@ class _Crowd:
         self._request = request
         self._begun = asyncio.Semaphore(0)
         self.heard = 0
+        self.dropped = 0
 
     async def read_along(self, subscribers: int, meanwhile: Callable[[], object]) -> None:
         """Until ``meanwhile`` has returned."""
@@ -90,6 +93,7 @@ class _Crowd:
             self._begun.release()
             while part := await reader.read(65536):
                 self.heard += part.count(b"\ndata: ")
+            self.dropped += 1  # nobody else ends it before all are cancelled
         finally:
             writer.transport.abort()
 

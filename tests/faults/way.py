@@ -13,6 +13,7 @@ import ctypes
 import itertools
 import os
 import random
+import re
 import socket
 import struct
 import subprocess
@@ -110,13 +111,21 @@ class Namespace:
 
     def lose(self, share: float) -> None:
         """Of the packets of each direction, drop that share at random; 1.0 is the end of the way."""
-        drop = "drop" if share >= 1 else f"numgen random mod 1000 < {int(1000 * share)} drop"
+        drop = "counter drop"
+        if share < 1:
+            drop = f"numgen random mod 1000 < {int(1000 * share)} {drop}"
         chains = "".join(
             f"chain {hook} {{ type filter hook {hook} priority 0; {drop}; }}\n" for hook in ("input", "output")
         )
         self._there_run(
             "nft", "-f", "-", text=f"table inet bad\ndelete table inet bad\ntable inet bad {{\n{chains}}}\n"
         )
+
+    def lost(self) -> int:
+        """How many packets were dropped since ``lose``."""
+        command = ("ip", "netns", "exec", self.name, "nft", "list", "table", "inet", "bad")
+        told = subprocess.run(command, text=True, check=True, capture_output=True).stdout
+        return sum(int(count) for count in re.findall(r"counter packets (\d+)", told))
 
 
 class Relay:

@@ -123,11 +123,22 @@ class Receivers:
             if entry.conversation_id != conversation or not is_wanted(receiver, entry):
                 continue
             if entry.position not in receiver.ever_accepted:
+                if receiver.events[entry.position] and world.plan.year and world.figures.counts["clocks stepped"]:
+                    return  # a year ahead, its three days may be over: given up, which may not be stored yet
                 dead = {letter.position for letter in world.database.dead_letters(account, receiver.webhook.id)}
                 world.check(
                     entry.position in dead, f"{receiver.webhook.id}: {position} is sent before {entry.position}"
                 )
             return
+
+    def is_busy(self, receiver: Receiver, nodes: set[str]) -> bool:
+        """Whether one of the nodes waits for an answer of this receiver."""
+        return any(
+            open_now[node]
+            for (webhook_id, _), open_now in self._open.items()
+            for node in nodes
+            if webhook_id == receiver.webhook.id
+        )
 
     def _entries(self, account: str) -> list[Entry]:
         return self._world.log(account)

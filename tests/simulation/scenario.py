@@ -252,6 +252,9 @@ class _Run:
 
     def _is_well(self, receiver: Receiver) -> bool:
         """Whether nothing waits for a time to come: what it took, and was not known to have taken, is sent again."""
+        nodes = {node.name for node in self._network.nodes.values()}
+        if self._receivers.is_busy(receiver, nodes):  # it may hang until its sender's deadline
+            return False
         delivery = self._world.database.delivery(receiver.webhook.account, receiver.webhook.id)
         return delivery is not None and not delivery.blocked and delivery.hold_until <= self._world.now_us(-1)
 
