@@ -1,4 +1,4 @@
-"""Where deliveries begin and pause: what a receiver asked for, another receiver, a log that was put back, its account.
+"""How far deliveries go, and where they pause: what a receiver asked for, another one, a log put back, an account.
 
 In the world of tests/simulated.py.
 """
@@ -15,7 +15,7 @@ import structlog
 from msgspec.structs import replace
 
 from tests.simulated import DAY_S, FAILED, HOUR_S, OK, SILENT, US, World, now_s, now_us, simulate
-from tests.test_deliveries import TEN, simulated
+from tests.test_deliveries import HUNDRED, TEN, simulated
 from turnlog.deliveries.claims import ACCOUNT_REQUESTS
 from turnlog.model import DeadLetter
 from turnlog.sent import Sent
@@ -30,6 +30,19 @@ HOLD = Sent(429, "", 0.0, retry_after_s=HOUR_S)
 
 def _letter(position: int, conversation: str) -> DeadLetter:
     return DeadLetter(position, "message.created", conversation, 9, 1, 2, "no", replayed=True)
+
+
+@simulated
+async def test_a_quick_receiver_gets_more_than_a_window_between_two_saves() -> None:
+    world = World()
+    receiver = world.add("hook")
+    receiver.seconds = lambda: 0.001
+    world.record(HUNDRED * 50)
+    world.start("a")
+    await asyncio.sleep(10)
+    world.check("hook")
+    assert world.store.kept["hook"].position == len(world.store.entries)
+    await world.stop()
 
 
 @simulated

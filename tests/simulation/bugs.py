@@ -215,6 +215,11 @@ BUGS: dict[str, Bug] = {
     "the feed repeats the last event": (Feed, "place", _repeats),
     "a move between two looks is missed": (Feed, "next_move", _missed_move),
     "a webhook's cursor is what was read": (window.Window, "cursor", lambda _: property(lambda self: self.read_to)),
+    "what is done takes room": (
+        window.Window,
+        "room",
+        lambda _: property(lambda self: window.WINDOW_EVENTS - self.read_to),
+    ),
     "a failed event counts as delivered": (attempts.Attempts, "block", _failed_is_done),
     "two events of a conversation at once": (window.Window, "take", _not_busy),
     "a claim is not asked for": (claims.Worker, "_may_send", lambda _: lambda _self: True),

@@ -26,11 +26,12 @@ from tests.simulation.store import Door
 from tests.simulation.storms import Storms
 from tests.simulation.verdict import check_history, check_reader
 from tests.simulation.world import ACCOUNTS, BEGINNING_US, HOUR_S, Plan, Weather, World
-from turnlog.deliveries import claims
+from turnlog.deliveries import claims, window
 from turnlog.model import ApiKey, EventType, LogFilter, Message, Webhook
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, MutableMapping
+    from types import ModuleType
 
     from tests.simulation.database import Database
 
@@ -87,6 +88,7 @@ def plan_of(seed: int) -> Plan:
         trouble_s=random.choice((5.0, 10.0, 20.0)),
         storms=random.choice((2.0, 5.0, 20.0)),
         year=random.random() < 0.1,
+        window=random.choice((4, 20, window.WINDOW_EVENTS)),
     )
 
 
@@ -101,7 +103,7 @@ def play(seed: int) -> Outcome:
     was_enabled = gc.isenabled()
     gc.disable()  # what is collected when is not the seed's
     try:
-        with listening(world):
+        with listening(world), setting(window, WINDOW_EVENTS=plan.window):
             run(_Run(world).play(), loop)
     except Exception as error:  # noqa: BLE001 - it belongs to the seed
         world.is_over = False
@@ -287,15 +289,21 @@ class _Run:
 @contextmanager
 def asking_rarely() -> Iterator[None]:
     """Hours are to pass: what a node asks for every second would be all that a run does."""
-    names = ("CLAIM_INTERVAL_S", "CLAIM_TTL_S", "VERSION_INTERVAL_S", "LAG_INTERVAL_S")
-    before = {name: getattr(claims, name) for name in names}
+    with setting(claims, CLAIM_INTERVAL_S=120.0, CLAIM_TTL_S=360.0, VERSION_INTERVAL_S=120.0, LAG_INTERVAL_S=120.0):
+        yield
+
+
+@contextmanager
+def setting(module: ModuleType, **values: float) -> Iterator[None]:
+    """These of a module's figures are others for a while."""
+    before = {name: getattr(module, name) for name in values}
     try:
-        for name, seconds in zip(names, (120.0, 360.0, 120.0, 120.0), strict=True):
-            setattr(claims, name, seconds)
+        for name, value in values.items():
+            setattr(module, name, value)
         yield
     finally:
-        for name, seconds in before.items():
-            setattr(claims, name, seconds)
+        for name, value in before.items():
+            setattr(module, name, value)
 
 
 @contextmanager

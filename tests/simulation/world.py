@@ -66,6 +66,8 @@ class Plan:
     """How often something large happens, in seconds."""
     year: bool
     """The wall clock is put forward by a year, too."""
+    window: int
+    """Events that a webhook's session holds."""
 
 
 @dataclass

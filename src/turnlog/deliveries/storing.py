@@ -104,6 +104,7 @@ class Storing:
             return
         self.touched()
         self._retrying.give_up_old()
+        attempts.on_news()  # there may be room again: for what is read, and for dead letters
         if self._more_replays and self._retrying.replays_settled and not (window.dead or window.replayed):
             self._look = True
 

@@ -62,14 +62,18 @@ class Window:
     @property
     def cursor(self) -> int:
         """Everything up to here is delivered, given up, or belongs to a blocked conversation. It never goes back."""
+        self._forget_done()
+        return self._order[0][0] - 1 if self._order else self.read_to
+
+    def _forget_done(self) -> None:
         order, done = self._order, self._done
         while order and order[0][0] in done:
             done.discard(order.popleft()[0])
-        return order[0][0] - 1 if order else self.read_to
 
     @property
     def room(self) -> int:
-        """How many entries more may be read."""
+        """How many entries more may be read: only those behind the cursor take up room."""
+        self._forget_done()
         return WINDOW_EVENTS - len(self._order) if self._chars < WINDOW_CHARS else 0
 
     def add(self, part: LogPart) -> None:
