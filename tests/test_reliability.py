@@ -112,5 +112,5 @@ def test_a_run_is_shown_with_its_figures_and_its_verdict() -> None:
     assert shown[2].startswith(
         "| C01 kill -9 | sqlite | 500 cycles, 512,345 acknowledged, 0.7 p99 s | passed | `abc1234`"
     )
-    assert "**broken**" in shown[3]
+    assert "**missed**: lost: 'a'" in shown[3]
     assert "no stream was cut" in shown[4]

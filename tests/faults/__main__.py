@@ -11,6 +11,7 @@ import sys
 
 from tests.faults.drivers import DRIVERS
 from tests.faults.ledger import line, record
+from tests.faults.machine import Stolen
 from tests.stores import KINDS
 
 
@@ -29,7 +30,9 @@ def main() -> None:
         for store in driver.stores:
             if arguments.store not in (None, store):
                 continue
+            stolen = Stolen()
             for entry in driver.run(store, arguments.short):
+                entry.figures["stolen %"] = stolen.percent()
                 print(line(entry), flush=True)  # noqa: T201
                 all_passed &= entry.passed
                 if arguments.record:

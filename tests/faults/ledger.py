@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 KEPT = REPOSITORY / "docs" / "ledger.json"
 PAGE = REPOSITORY / "docs" / "reliability.md"
+MOST_SHOWN = 4
+"""Of what one run missed, in the table."""
 BEGIN, END = "<!-- ledger: begin -->", "<!-- ledger: end -->"
 
 
@@ -86,7 +88,8 @@ def table(rows: Iterable[Mapping[str, Any]]) -> str:
     lines = ["| Measure | Store | Figures | Verdict | Commit, date |", "|---|---|---|---|---|"]
     for row in rows:
         figures = ", ".join(f"{_shown(value)} {name}" for name, value in row["figures"].items())
-        verdict = "passed" if not row["problems"] and not row["invalid"] else row["invalid"] or "**broken**"
+        missed = f"**missed**: {'; '.join(row['problems'][:MOST_SHOWN])}" if row["problems"] else "passed"
+        verdict = row["invalid"] or missed
         when = f"`{row['commit']}`, {row['date']}"
         lines.append(f"| {row['measure']} | {row['store'] or 'any'} | {figures} | {verdict} | {when} |")
     return "\n".join(lines) + "\n"
