@@ -165,8 +165,8 @@ def _not_busy(take: Any) -> object:
 
 
 def _counted_from_behind(_claimed: Any) -> object:
-    def bug(self: Any, _began: float) -> None:
-        _claimed(self, self._means.monotonic_s() + claims.CLAIM_MARGIN_S)
+    def bug(self: Any, _until: float) -> None:
+        _claimed(self, self._means.monotonic_s() + claims.CLAIM_TTL_S + claims.CLAIM_MARGIN_S)
 
     return bug
 

@@ -58,7 +58,7 @@ class Worker:
         self._lane = lane
         self._means = means
         self._id = webhook_id
-        self._claimed_at = float("-inf")
+        self._claimed_until = float("-inf")
         self._news = Bell(means.sleep)
         self._session: Session | None = None
         self._stopping = False
@@ -66,11 +66,11 @@ class Worker:
         self.position = 0
         """Where its cursor was when it last stood still."""
 
-    def claimed(self, began: float) -> None:
-        """The claim was made, on the monotonic clock behind ``began``."""
-        if self._means.monotonic_s() >= self._claimed_at + CLAIM_TTL_S and self._session is not None:
+    def claimed(self, until: float) -> None:
+        """The claim was made, and lasts on the monotonic clock beyond ``until``."""
+        if self._means.monotonic_s() >= self._claimed_until and self._session is not None:
             self._session.end()  # it may have been another one's in between
-        had_claim, self._claimed_at = self._may_send(), max(began, self._claimed_at)
+        had_claim, self._claimed_until = self._may_send(), max(until, self._claimed_until)
         if not had_claim:
             self._news.ring()
             if self._session is not None:
@@ -108,7 +108,7 @@ class Worker:
                 await self._news.wait(_BUG_PAUSE_S)
 
     def _may_send(self) -> bool:
-        return self._means.monotonic_s() < self._claimed_at + CLAIM_TTL_S - CLAIM_MARGIN_S
+        return self._means.monotonic_s() < self._claimed_until - CLAIM_MARGIN_S
 
     async def _work(self) -> None:
         means = self._means
@@ -134,7 +134,7 @@ class Worker:
             self._session = None
             self.position = session.cursor
         if session.lost:
-            self._claimed_at = float("-inf")
+            self._claimed_until = float("-inf")
 
 
 class Deliveries:
@@ -203,18 +203,18 @@ class Deliveries:
     async def _claim_along(self) -> None:
         means = self._means
         while True:
-            began = means.monotonic_s()
+            until = means.monotonic_s() + (ttl_s := CLAIM_TTL_S)
             try:
-                ours = await means.store.claim_webhooks(means.owner, CLAIM_TTL_S)
+                ours = await means.store.claim_webhooks(means.owner, ttl_s)
             except Exception as error:  # noqa: BLE001 - whatever it is, claims have to be asked for again
                 self._complain("webhooks_not_claimed", error)
             else:
                 self._quiet.discard("webhooks_not_claimed")
-                self._arrange(ours, began)
+                self._arrange(ours, until)
             await self._claims_due.wait(CLAIM_INTERVAL_S)
 
-    def _arrange(self, ours: list[tuple[str, str]], began: float) -> None:
-        """Work for these webhooks and no others."""
+    def _arrange(self, ours: list[tuple[str, str]], until: float) -> None:
+        """Work for these webhooks, ``until`` then at least, and no others."""
         wanted = {webhook_id for _, webhook_id in ours}
         for webhook_id in [one for one in self._workers if one not in wanted]:
             del self._workers[webhook_id]
@@ -225,7 +225,7 @@ class Deliveries:
                 lane = self._lanes.setdefault(account, asyncio.Semaphore(ACCOUNT_REQUESTS))
                 worker = self._workers[webhook_id] = Worker(self._means, account, webhook_id, lane)
                 self._tasks[webhook_id] = asyncio.create_task(worker.run())
-            worker.claimed(began)
+            worker.claimed(until)
 
     async def _watch_along(self) -> None:
         seen: int | None = None
