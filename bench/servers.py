@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import httpx
+from tests.faults.machine import processor_ticks
 from tests.postgres import Home
 from tests.postgres_programs import find
 
@@ -81,7 +82,7 @@ class Everybody:
 
     @staticmethod
     def _now() -> tuple[float, float, float]:
-        ticks = [int(number) for number in Path("/proc/stat").read_text("ascii").split("\n", 1)[0].split()[1:9]]
+        ticks = processor_ticks()
         children = resource.getrusage(resource.RUSAGE_CHILDREN)
         idle = ticks[3] + ticks[4]
         return sum(ticks) / _TICKS_PER_S, idle / _TICKS_PER_S, children.ru_utime + children.ru_stime

@@ -31,6 +31,7 @@ from turnlog.model import ApiKey, EventType, LogFilter, Message, Webhook
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, MutableMapping
+    from contextlib import AbstractContextManager
     from types import ModuleType
 
     from tests.simulation.database import Database
@@ -286,11 +287,9 @@ class _Run:
             self._world.check(owner is None, f"{receiver.webhook.id} is {owner}'s still")
 
 
-@contextmanager
-def asking_rarely() -> Iterator[None]:
+def asking_rarely() -> AbstractContextManager[None]:
     """Hours are to pass: what a node asks for every second would be all that a run does."""
-    with setting(claims, CLAIM_INTERVAL_S=120.0, CLAIM_TTL_S=360.0, VERSION_INTERVAL_S=120.0, LAG_INTERVAL_S=120.0):
-        yield
+    return setting(claims, CLAIM_INTERVAL_S=120.0, CLAIM_TTL_S=360.0, VERSION_INTERVAL_S=120.0, LAG_INTERVAL_S=120.0)
 
 
 @contextmanager

@@ -203,7 +203,8 @@ class Deliveries:
     async def _claim_along(self) -> None:
         means = self._means
         while True:
-            until = means.monotonic_s() + (ttl_s := CLAIM_TTL_S)
+            ttl_s = CLAIM_TTL_S
+            until = means.monotonic_s() + ttl_s
             try:
                 ours = await means.store.claim_webhooks(means.owner, ttl_s)
             except Exception as error:  # noqa: BLE001 - whatever it is, claims have to be asked for again
